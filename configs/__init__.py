@@ -1,0 +1,1 @@
+"""Everything chosen: functions that return frozen experiments, one file per family."""

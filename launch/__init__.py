@@ -1,0 +1,1 @@
+"""Everything that runs: one short file per verb of the `farewell` command."""

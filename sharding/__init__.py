@@ -1,0 +1,1 @@
+"""Where each row of each table lives, and whether it fits."""

@@ -1,0 +1,1 @@
+"""From items to tokens: encoders, tokenizers, mem-tokens and the token artifact."""

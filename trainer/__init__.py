@@ -1,0 +1,1 @@
+"""The library that trains: data, models, parallelism from outside, loop, checkpoints, metrics."""

@@ -1,0 +1,1 @@
+"""Contract folders of interaction logs, and the reader that turns them into batches."""

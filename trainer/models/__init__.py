@@ -1,0 +1,1 @@
+"""Interaction architectures (towers), the sparse side, and the ranking model that joins them."""

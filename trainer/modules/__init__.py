@@ -1,0 +1,1 @@
+"""Paper blocks: one per file, single-process maths on any device."""
