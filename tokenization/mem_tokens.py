@@ -1,0 +1,333 @@
+"""Mem-tokens: exact byte-pair encoding over level-tagged codes (TRM section 3.2).
+
+An item's sequence is its gen rows, `level * K + code`, level by level. The most frequent pair of
+neighbours becomes a new symbol, again and again; the symbols so made are the mem-tokens, learnable
+names for combinations of codes that items share. Symbol ids: gen rows `0 .. L*K-1`, then merge
+`i` makes symbol `L*K + i`.
+
+Rules, stated because everything else depends on them:
+
+* frequency of a pair = number of items that hold it (with weights: the sum of their weights);
+* ties go to the smallest left symbol id, then to the smallest right symbol id;
+* a pair held by fewer than `min_frequency` items is never merged, whatever its weight, so that no
+  mem-token is an item id in disguise.
+
+Every symbol covers a fixed range of levels, so an item holds a pair at most once, at one boundary
+between levels. The state is therefore flat: for each item and boundary the pair that meets there.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenization.base import Codes, check_at_least
+from tokenization.vocabulary import gen_row
+
+Cover = Literal["finest", "tree"]
+"""Which mem-tokens an item gets: `finest`, those of its final segmentation; `tree`, also the
+smaller ones that these were merged from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemTokens:
+    """Settings of mem-tokens.
+
+    Args:
+        num_merges: most merges to make (the paper's largest vocabulary: 20 million).
+        min_frequency: fewest items that must share a mem-token, at least 2.
+        cover: which mem-tokens an item gets, see `Cover`.
+    """
+
+    num_merges: int = 20_000_000
+    min_frequency: int = 2
+    cover: Cover = "finest"
+
+    def __post_init__(self) -> None:
+        """Check counts and cover."""
+        check_at_least(self.num_merges, 0, name="num_merges")
+        check_at_least(self.min_frequency, 2, name="min_frequency")
+        if self.cover not in ("finest", "tree"):
+            raise ValueError(f"cover: expected 'finest' or 'tree', found {self.cover!r}")
+
+    def fit(
+        self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
+    ) -> Merges:
+        """Return the merges of the items' codes, in order.
+
+        Args:
+            codes: int32 `(N, L)` in `[0, num_codes)`.
+            num_codes: codes per level, K.
+            weights: one integer `(N,)` an item, at least 0, for instance its exposures; pairs are
+                then taken by the sum of these.
+
+        Raises:
+            ValueError: codes or weights out of range or shape.
+        """
+        if codes.ndim != 2 or codes.shape[1] == 0:
+            raise ValueError(f"codes: expected shape (items, levels), found {codes.shape}")
+        weights = np.ones(len(codes), dtype=np.int64) if weights is None else weights
+        if weights.shape != (len(codes),) or weights.dtype.kind not in "iu":
+            raise ValueError(
+                f"weights: expected one integer for each of {len(codes)} items, found "
+                f"{weights.dtype} of shape {weights.shape}"
+            )
+        if weights.size and weights.min() < 0:
+            raise ValueError(f"weights: expected at least 0, found {weights.min()}")
+        pair_of, left, right = _starting_pairs(codes, num_codes)
+        left, right, count = _merge(
+            pair_of,
+            left,
+            right,
+            weights.astype(np.int64),
+            num_codes,
+            min(self.num_merges, pair_of.size // self.min_frequency),
+            self.min_frequency,
+        )
+        return Merges(
+            left=left, right=right, count=count, num_levels=codes.shape[1], num_codes=num_codes
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Merges:
+    """Merges in the order in which they were made; merge `i` makes mem-token `i`.
+
+    Args:
+        left: symbol ids, int64 `(M,)`.
+        right: symbol ids, int64 `(M,)`.
+        count: items that held the pair when it was merged, int64 `(M,)`.
+        num_levels: L of the codes.
+        num_codes: K of the codes.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    count: NDArray[np.int64]
+    num_levels: int
+    num_codes: int
+
+    def __len__(self) -> int:
+        """Return the number of merges, M."""
+        return len(self.left)
+
+    def encode(self, codes: Codes, *, cover: Cover) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the mem-tokens of items, those that were fitted on or new ones.
+
+        Args:
+            codes: int32 `(N, L)` in `[0, K)`.
+            cover: `finest` lists an item's mem-tokens by level; `tree` by mem-token id.
+
+        Returns:
+            values int64 in `[0, M)` and offsets int64 `(N + 1,)`: item `n` has
+            `values[offsets[n]:offsets[n + 1]]`, possibly none.
+
+        Raises:
+            ValueError: codes of another shape or range than the merges'.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.num_levels:
+            raise ValueError(
+                f"codes: expected shape (items, {self.num_levels}) as the merges were fitted on, "
+                f"found {codes.shape}"
+            )
+        num_symbols = self.num_levels * self.num_codes + len(self)
+        keys = self.left * num_symbols + self.right
+        order = np.argsort(keys)
+        tokens = _apply(
+            gen_row(codes, self.num_codes),
+            keys[order],
+            order,
+            self.num_levels * self.num_codes,
+            cover == "tree",
+        )
+        kept = tokens >= 0
+        offsets = np.zeros(len(codes) + 1, dtype=np.int64)
+        np.cumsum(kept.sum(axis=1), out=offsets[1:])
+        return tokens[kept], offsets
+
+
+def _starting_pairs(
+    codes: Codes, num_codes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Number the pairs of neighbouring gen rows.
+
+    Returns:
+        the pair at each item's boundaries, int64 `(N, L - 1)`; left and right symbols of each pair.
+    """
+    rows = gen_row(codes, num_codes)
+    num_symbols = rows.shape[1] * num_codes
+    keys, pair_of = np.unique(rows[:, :-1] * num_symbols + rows[:, 1:], return_inverse=True)
+    shape = (len(rows), rows.shape[1] - 1)
+    return pair_of.reshape(shape).astype(np.int64), keys // num_symbols, keys % num_symbols
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _doubled(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    longer = np.empty(2 * len(array) + 16, dtype=np.int64)
+    longer[: len(array)] = array
+    return longer
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _merge(  # pragma: no cover, compiled
+    pair_of: NDArray[np.int64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    num_codes: int,
+    max_merges: int,
+    min_frequency: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    num_items, num_boundaries = pair_of.shape
+    num_levels = num_boundaries + 1
+    num_gen = num_levels * num_codes
+
+    # A pair's items are a linked list of nodes; a node is stale once the item holds another pair
+    # there. Pairs only ever lose items after the merge that made them.
+    num_pairs = len(left)
+    count = np.zeros(num_pairs, dtype=np.int64)
+    weight = np.zeros(num_pairs, dtype=np.int64)
+    head = np.full(num_pairs, -1, dtype=np.int64)
+    num_nodes = num_items * num_boundaries
+    node_item = np.empty(num_nodes, dtype=np.int64)
+    node_next = np.empty(num_nodes, dtype=np.int64)
+    node = 0
+    for item in range(num_items):
+        for boundary in range(num_boundaries):
+            pair = pair_of[item, boundary]
+            count[pair] += 1
+            weight[pair] += weights[item]
+            node_item[node] = item
+            node_next[node] = head[pair]
+            head[pair] = node
+            node += 1
+
+    heap = [
+        (-weight[p], left[p], right[p], p) for p in range(num_pairs) if count[p] >= min_frequency
+    ]
+    heapq.heapify(heap)
+
+    # Symbol s covers the levels first[s] .. last[s].
+    first = np.empty(num_gen + max_merges, dtype=np.int64)
+    last = np.empty(num_gen + max_merges, dtype=np.int64)
+    for symbol in range(num_gen):
+        first[symbol] = symbol // num_codes
+        last[symbol] = symbol // num_codes
+    # The pair of the newest symbol and neighbour s, if made: a neighbour is on one side only.
+    made_by = np.full(num_gen + max_merges, -1, dtype=np.int64)
+    made_pair = np.empty(num_gen + max_merges, dtype=np.int64)
+
+    merge_left = np.empty(max_merges, dtype=np.int64)
+    merge_right = np.empty(max_merges, dtype=np.int64)
+    merge_count = np.empty(max_merges, dtype=np.int64)
+    num_merges = 0
+    while num_merges < max_merges and len(heap) > 0:
+        negative_weight, a, b, pair = heapq.heappop(heap)
+        if count[pair] < min_frequency:
+            continue
+        if weight[pair] != -negative_weight:
+            heapq.heappush(heap, (-weight[pair], a, b, pair))
+            continue
+        new = num_gen + num_merges
+        first[new] = first[a]
+        last[new] = last[b]
+        merge_left[num_merges] = a
+        merge_right[num_merges] = b
+        merge_count[num_merges] = count[pair]
+        num_merges += 1
+
+        pairs_before = num_pairs
+        boundary = last[a]  # boundary i lies between levels i and i + 1
+        node_read = head[pair]
+        while node_read >= 0:
+            item = node_item[node_read]
+            node_read = node_next[node_read]
+            if pair_of[item, boundary] != pair:
+                continue
+            pair_of[item, boundary] = -1
+            for side in range(2):
+                beside = first[new] - 1 if side == 0 else last[new]
+                if beside < 0 or beside >= num_boundaries:
+                    continue
+                old = pair_of[item, beside]
+                count[old] -= 1
+                weight[old] -= weights[item]
+                neighbour = left[old] if side == 0 else right[old]
+                if made_by[neighbour] != new:
+                    made_by[neighbour] = new
+                    made_pair[neighbour] = num_pairs
+                    if num_pairs == len(left):
+                        left = _doubled(left)
+                        right = _doubled(right)
+                        count = _doubled(count)
+                        weight = _doubled(weight)
+                        head = _doubled(head)
+                    left[num_pairs] = neighbour if side == 0 else new
+                    right[num_pairs] = new if side == 0 else neighbour
+                    count[num_pairs] = 0
+                    weight[num_pairs] = 0
+                    head[num_pairs] = -1
+                    num_pairs += 1
+                fresh = made_pair[neighbour]
+                count[fresh] += 1
+                weight[fresh] += weights[item]
+                pair_of[item, beside] = fresh
+                if node == len(node_item):
+                    node_item = _doubled(node_item)
+                    node_next = _doubled(node_next)
+                node_item[node] = item
+                node_next[node] = head[fresh]
+                head[fresh] = node
+                node += 1
+        for p in range(pairs_before, num_pairs):
+            if count[p] >= min_frequency:
+                heapq.heappush(heap, (-weight[p], left[p], right[p], p))
+    return merge_left[:num_merges], merge_right[:num_merges], merge_count[:num_merges]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _apply(  # pragma: no cover, compiled
+    rows: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+    num_gen: int,
+    whole_tree: bool,
+) -> NDArray[np.int64]:
+    """Segment each item by the earliest merge first; -1 fills the unused places."""
+    num_items, num_levels = rows.shape
+    num_symbols = num_gen + len(keys)
+    tokens = np.full((num_items, num_levels), -1, dtype=np.int64)
+    symbols = np.empty(num_levels, dtype=np.int64)
+    pair_rank = np.empty(num_levels, dtype=np.int64)
+    for item in range(num_items):
+        length = num_levels
+        symbols[:] = rows[item]
+        num_tokens = 0
+        while length > 1:
+            best = -1
+            for i in range(length - 1):
+                key = symbols[i] * num_symbols + symbols[i + 1]
+                place = np.searchsorted(keys, key)
+                pair_rank[i] = ranks[place] if place < len(keys) and keys[place] == key else -1
+                if pair_rank[i] >= 0 and (best < 0 or pair_rank[i] < pair_rank[best]):
+                    best = i
+            if best < 0:
+                break
+            symbols[best] = num_gen + pair_rank[best]
+            for i in range(best + 1, length - 1):
+                symbols[i] = symbols[i + 1]
+            length -= 1
+            if whole_tree:
+                tokens[item, num_tokens] = pair_rank[best]
+                num_tokens += 1
+        if not whole_tree:
+            for i in range(length):
+                if symbols[i] >= num_gen:
+                    tokens[item, num_tokens] = symbols[i] - num_gen
+                    num_tokens += 1
+    return tokens

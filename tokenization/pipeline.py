@@ -1,0 +1,80 @@
+"""From item embeddings to a token artifact, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+
+import faiss
+import numba
+import numpy as np
+import pyarrow
+import safetensors
+from numpy.typing import NDArray
+
+from tokenization.artifact import TokenArtifact, fingerprint_arrays
+from tokenization.base import TokenizerConfig, check_embeddings
+from tokenization.mem_tokens import MemTokens
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = (faiss, numba, np, pyarrow, safetensors)
+
+
+def fit_tokens(
+    item_ids: NDArray[np.integer],
+    embeddings: NDArray[np.floating],
+    *,
+    tokenizer: TokenizerConfig,
+    mem: MemTokens,
+    weights: NDArray[np.integer] | None = None,
+) -> TokenArtifact:
+    """Fit gen-tokens and mem-tokens and return every item's (TRM section 3.2).
+
+    Args:
+        item_ids: integers `(N,)`, each once.
+        embeddings: floating `(N, D)`, row `n` is that of `item_ids[n]`.
+        tokenizer: settings of the gen-tokens, e.g. :class:`tokenization.rq_kmeans.RQKMeans`.
+        mem: settings of the mem-tokens.
+        weights: one integer `(N,)` an item for the mem-tokens' frequencies, e.g. exposures.
+
+    Raises:
+        ValueError: ids and embeddings that do not match, or what `fit` of either part refuses.
+
+    Example::
+
+        artifact = fit_tokens(
+            item_ids, embeddings,
+            tokenizer=RQKMeans(num_levels=3, num_codes=128), mem=MemTokens(num_merges=2000),
+        )
+        artifact.save(Path("tokens"))
+    """
+    if item_ids.shape != (len(embeddings),) or item_ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"item_ids: expected one integer for each of {len(embeddings)} embeddings, found "
+            f"{item_ids.dtype} of shape {item_ids.shape}"
+        )
+    embeddings = check_embeddings(embeddings)
+    fitted = tokenizer.fit(embeddings)
+    codes = fitted.encode(embeddings)
+    merges = mem.fit(codes, num_codes=fitted.num_codes, weights=weights)
+    mem_values, mem_offsets = merges.encode(codes, cover=mem.cover)
+    logger.info("%d items: %d mem-tokens found", len(item_ids), len(merges))
+    return TokenArtifact(
+        item_ids=item_ids.astype(np.int64),
+        codes=codes,
+        mem_values=mem_values,
+        mem_offsets=mem_offsets,
+        codebooks=fitted.codebooks,
+        merges=merges,
+        manifest={
+            "tokenizer": {"kind": tokenizer.kind, **dataclasses.asdict(tokenizer)},
+            "mem": {**dataclasses.asdict(mem), "weighted": weights is not None},
+            "embedding_fingerprint": fingerprint_arrays(embeddings=embeddings),
+            "versions": {
+                "python": platform.python_version(),
+                **{package.__name__: package.__version__ for package in _PACKAGES},
+            },
+        },
+    )

@@ -1,0 +1,84 @@
+"""The walk that residual quantizers share: nearest codeword, subtract, next level.
+
+Shape suffixes: N items, B items of a block, D dimensions, L levels, K codes a level.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenization.base import Codebooks, Codes, Embeddings
+
+_BLOCK_VALUES = 1 << 22  # distances held at a time: 16 MiB of float32
+
+
+def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return, for each point, the index of the nearest codeword; ties go to the smallest index.
+
+    Args:
+        points: float32 `(N, D)`.
+        codewords: float32 `(K, D)`.
+
+    Returns:
+        int32 `(N,)`.
+    """
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every c.
+    half_norms_K = 0.5 * np.einsum("kd,kd->k", codewords, codewords)
+    block = max(1, _BLOCK_VALUES // len(codewords))
+    nearest_N = np.empty(len(points), dtype=np.int32)
+    for start in range(0, len(points), block):
+        scores_BK = points[start : start + block] @ codewords.T
+        scores_BK -= half_norms_K
+        nearest_N[start : start + block] = scores_BK.argmax(axis=1)
+    return nearest_N
+
+
+def encode(embeddings: Embeddings, codebooks: Codebooks) -> Codes:
+    """Return the codes of the greedy residual walk.
+
+    Args:
+        embeddings: float32 `(N, D)`.
+        codebooks: float32 `(L, K, D)`.
+
+    Returns:
+        int32 `(N, L)`. Memory beyond the result is bounded, whatever N is.
+    """
+    num_levels, num_codes, dim = codebooks.shape
+    block = max(1, _BLOCK_VALUES // max(num_codes, dim))
+    codes_NL = np.empty((len(embeddings), num_levels), dtype=np.int32)
+    for start in range(0, len(embeddings), block):
+        residual_BD = embeddings[start : start + block].copy()
+        for level, codewords in enumerate(codebooks):
+            codes_B = nearest(residual_BD, codewords)
+            codes_NL[start : start + block, level] = codes_B
+            residual_BD -= codewords[codes_B]
+    return codes_NL
+
+
+def decode(codes: NDArray[np.integer], codebooks: Codebooks) -> Embeddings:
+    """Return the sum of each item's codewords, level by level.
+
+    Args:
+        codes: integers `(N, l)` with `l <= L`: a prefix of the levels is decoded as far as it goes.
+        codebooks: float32 `(L, K, D)`.
+
+    Returns:
+        float32 `(N, D)`.
+
+    Raises:
+        ValueError: codes that are not such a matrix, or lie outside `[0, K)`.
+    """
+    num_levels, num_codes, dim = codebooks.shape
+    if codes.ndim != 2 or codes.shape[1] > num_levels:
+        raise ValueError(
+            f"codes: expected shape (items, at most {num_levels}), found {codes.shape}"
+        )
+    if codes.size and (codes.min() < 0 or codes.max() >= num_codes):
+        raise ValueError(
+            f"codes: expected values in [0, {num_codes}), found {codes.min()} to {codes.max()}"
+        )
+    sums_ND = np.zeros((len(codes), dim), dtype=np.float32)
+    for level in range(codes.shape[1]):
+        sums_ND += codebooks[level][codes[:, level]]
+    return sums_ND

@@ -1,0 +1,135 @@
+"""RQ-KMeans: one k-means a level, each over what the levels before left over (TRM section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tokenization import residual
+from tokenization.base import Codebooks, Codes, Embeddings, check_at_least, check_embeddings
+from tokenization.kmeans import fit_kmeans
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RQKMeans:
+    """Settings of residual k-means; the defaults are those of TRM (section 4.1).
+
+    Args:
+        num_levels: codebooks, L: codes per item.
+        num_codes: codewords per codebook, K; at least that many items are needed.
+        num_iterations: Lloyd iterations per level.
+        seed: of the starting centroids.
+    """
+
+    kind: ClassVar[str] = "rq_kmeans"
+
+    num_levels: int = 5
+    num_codes: int = 4096
+    num_iterations: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that every count is at least one."""
+        check_at_least(self.num_levels, 1, name="num_levels")
+        check_at_least(self.num_codes, 1, name="num_codes")
+        check_at_least(self.num_iterations, 1, name="num_iterations")
+        check_at_least(self.seed, 0, name="seed")
+
+    def fit(self, embeddings: NDArray[np.floating]) -> RQKMeansTokenizer:
+        """Return the tokenizer fitted to `embeddings`.
+
+        Args:
+            embeddings: floating `(N, D)`; all N rows are used at every level.
+
+        Raises:
+            ValueError: embeddings that `check_embeddings` refuses, or fewer items than codes.
+        """
+        left_over = check_embeddings(embeddings).copy()
+        codebooks = np.empty(
+            (self.num_levels, self.num_codes, left_over.shape[1]), dtype=np.float32
+        )
+        for level in range(self.num_levels):
+            codebooks[level] = fit_kmeans(
+                left_over,
+                num_codes=self.num_codes,
+                num_iterations=self.num_iterations,
+                seed=self.seed + level,
+            )
+            left_over -= codebooks[level][residual.nearest(left_over, codebooks[level])]
+            logger.info(
+                "rq-kmeans level %d of %d: mean squared residual %.6g",
+                level + 1,
+                self.num_levels,
+                np.einsum("nd,nd->", left_over, left_over, dtype=np.float64) / len(left_over),
+            )
+        return RQKMeansTokenizer(config=self, codebooks=codebooks)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RQKMeansTokenizer:
+    """Fitted RQ-KMeans codebooks.
+
+    Args:
+        config: the settings that they were fitted with.
+        codebooks: float32 `(L, K, D)`.
+    """
+
+    config: RQKMeans
+    codebooks: Codebooks
+
+    @property
+    def num_levels(self) -> int:
+        """Codes per item, L."""
+        return self.codebooks.shape[0]
+
+    @property
+    def num_codes(self) -> int:
+        """Codes per level, K."""
+        return self.codebooks.shape[1]
+
+    def encode(self, embeddings: NDArray[np.floating]) -> Codes:
+        """Return the codes `(N, L)` of `embeddings` `(N, D)`; see `residual.encode`."""
+        checked: Embeddings = check_embeddings(embeddings, dim=self.codebooks.shape[2])
+        return residual.encode(checked, self.codebooks)
+
+    def decode(self, codes: NDArray[np.integer]) -> Embeddings:
+        """Return the sums of codewords `(N, D)` of `codes` `(N, L)`; see `residual.decode`."""
+        return residual.decode(codes, self.codebooks)
+
+    def save(self, path: Path) -> None:
+        """Write codebooks and settings to one safetensors file, whole or not at all."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        metadata = {RQKMeans.kind: json.dumps(dataclasses.asdict(self.config))}
+        save_file({"codebooks": self.codebooks}, partial, metadata=metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> RQKMeansTokenizer:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: no such file, or not one of an RQ-KMeans tokenizer.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; fit a tokenizer and save it there")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                config = (file.metadata() or {})[RQKMeans.kind]
+                codebooks = file.get_tensor("codebooks")
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(
+                f"{path}: expected a safetensors file of an RQ-KMeans tokenizer, found {error}"
+            ) from error
+        return cls(config=RQKMeans(**json.loads(config)), codebooks=codebooks)
