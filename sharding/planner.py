@@ -1,0 +1,75 @@
+"""TorchRec's planner for the machine that we train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+
+from sharding.tables import TableSpec, planner_constraints
+
+
+class PlanDoesNotFitError(ValueError):
+    """The tables do not fit on the ranks."""
+
+
+def plan_on_ranks(
+    model: nn.Module,
+    tables: Sequence[TableSpec],
+    sharders: list[ModuleSharder[nn.Module]],
+    *,
+    compute_device: str,
+    world_size: int,
+    local_world_size: int,
+    hbm_bytes: int,
+    ddr_bytes: int,
+    batch_size: int,
+    min_partition: int,
+) -> ShardingPlan:
+    """Plan where each shard of each table goes; every rank gets rank 0's plan.
+
+    Args:
+        model: holds the tables on the meta device, optimizers attached.
+        tables: the tables' specs.
+        sharders: how modules may be sharded.
+        compute_device: `cpu` or `cuda`.
+        world_size: number of ranks.
+        local_world_size: ranks per host.
+        hbm_bytes: device memory of a rank.
+        ddr_bytes: host memory of a rank.
+        batch_size: impressions per rank and step.
+        min_partition: fewest columns of a column-wise shard.
+
+    Raises:
+        PlanDoesNotFitError: with the bytes needed and the bytes there are.
+    """
+    topology = Topology(
+        world_size=world_size,
+        local_world_size=local_world_size,
+        compute_device=compute_device,
+        hbm_cap=hbm_bytes or None,
+        ddr_cap=ddr_bytes,
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        constraints=planner_constraints(tables, min_partition=min_partition),
+    )
+    group = dist.group.WORLD
+    if group is None:
+        raise RuntimeError("plan_on_ranks needs a process group")
+    try:
+        return planner.collective_plan(model, sharders, group)
+    except PlannerError as error:
+        needed = sum(table.num_bytes + table.num_state_bytes for table in tables)
+        there = world_size * (hbm_bytes if compute_device == "cuda" else ddr_bytes)
+        raise PlanDoesNotFitError(
+            f"no sharding plan for {len(tables)} tables on {world_size} ranks: weights and "
+            f"optimizer state take {needed / 2**30:.1f} GiB, the ranks have {there / 2**30:.1f} "
+            "GiB in all, of which the planner keeps a share for the network. Use fewer rows, a "
+            "smaller dim, dtype='fp16', or more ranks."
+        ) from error

@@ -1,0 +1,193 @@
+"""The one place that knows on what we run: ranks, device, backend, kernels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.types import ModuleSharder, ShardingType
+
+logger = logging.getLogger(__name__)
+
+_ENVIRONMENT = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the job.
+
+    Attributes:
+        rank: of this process, 0 to `world_size` - 1.
+        world_size: number of processes.
+        local_rank: among the processes of this host.
+        local_world_size: processes on this host.
+        device: where tensors live.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on rank 0, which writes files and talks to people."""
+        return self.rank == 0
+
+    def all_reduce(self, value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """Reduce `value` over ranks, in place."""
+        dist.all_reduce(value, op=op)
+        return value
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Collect one picklable value per rank on rank 0; None elsewhere."""
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier()
+
+
+def pick_device(local_rank: int = 0) -> torch.device:
+    """The CUDA device of this local rank where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
+    """Join the process group that torchrun announced; alone, form a group of one.
+
+    Raises:
+        ValueError: when torchrun's environment is there in part only.
+    """
+    present = [name for name in _ENVIRONMENT if name in os.environ]
+    if present and len(present) < len(_ENVIRONMENT):
+        missing = sorted(set(_ENVIRONMENT) - set(present))
+        raise ValueError(
+            f"environment: {', '.join(present)} set but {', '.join(missing)} missing; "
+            "start through torchrun, torchx or `farewell train --ranks N`"
+        )
+    if not present:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = ("0", "1", "0", "1", "127.0.0.1", str(port))
+        os.environ.update(zip(_ENVIRONMENT, alone, strict=True))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = pick_device(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        local_rank=local_rank,
+        local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        device=device,
+    )
+
+
+def stop_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def compute_kernels(sharding_type: str, device_type: str) -> list[str]:
+    """TorchRec kernels for one sharding type on this device.
+
+    Data-parallel tables are dense parameters; all others update inside the backward pass.
+    TorchRec's CPU estimator rejects UVM kernels.
+    """
+    if sharding_type == ShardingType.DATA_PARALLEL.value:
+        return [EmbeddingComputeKernel.DENSE.value]
+    kernels = [EmbeddingComputeKernel.FUSED]
+    if device_type == "cuda":
+        kernels += [EmbeddingComputeKernel.FUSED_UVM, EmbeddingComputeKernel.FUSED_UVM_CACHING]
+    return [kernel.value for kernel in kernels]
+
+
+class BagSharder(EmbeddingBagCollectionSharder):
+    """Shards EBCs in all of TorchRec's ways.
+
+    TorchRec hides row-wise, table-row-wise and grid sharding on the CPU, though they run there
+    (`farewell doctor` and the tests prove it on the versions installed).
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Every sharding type of TorchRec."""
+        return [sharding_type.value for sharding_type in ShardingType]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Kernels that train: see :func:`compute_kernels`."""
+        return compute_kernels(sharding_type, compute_device_type)
+
+
+class SequenceSharder(EmbeddingCollectionSharder):
+    """Shards ECs in all ways that run on the device.
+
+    Data-parallel ECs fail in the forward pass on the CPU, so they are left out there.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Table-, row- and column-wise; data-parallel on CUDA only."""
+        types = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE]
+        if compute_device_type == "cuda":
+            types.append(ShardingType.DATA_PARALLEL)
+        return [sharding_type.value for sharding_type in types]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Kernels that train: see :func:`compute_kernels`."""
+        return compute_kernels(sharding_type, compute_device_type)
+
+
+def sharders(fused_params: dict[str, Any] | None = None) -> list[ModuleSharder[nn.Module]]:
+    """Sharders of pooled and sequence tables; `fused_params` go to the TBE kernels."""
+    return [
+        BagSharder(fused_params=dict(fused_params or {})),
+        SequenceSharder(fused_params=dict(fused_params or {})),
+    ]
+
+
+def runs_bf16_natively(device: torch.device) -> bool:
+    """True where bf16 matrix products are faster than fp32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def memory_per_rank(ranks: Ranks) -> tuple[int, int]:
+    """Bytes of device memory (0 on the CPU) and of host memory that belong to one rank."""
+    host = psutil.virtual_memory().total // ranks.local_world_size
+    if ranks.device.type == "cuda":
+        return torch.cuda.get_device_properties(ranks.device).total_memory, host
+    return 0, host

@@ -1,0 +1,202 @@
+"""The ranking model: sparse side, item encoder, history, tower, one head per task.
+
+Legend: B impressions, U distinct items, N tasks, D item dim, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from sharding.tables import TableSpec
+from trainer.batch import Batch
+from trainer.models.dlrm import DLRMConfig
+from trainer.models.rankmixer import RankMixerConfig
+from trainer.models.sparse_arch import SparseArch
+from trainer.modules.dense_encoding import PiecewiseLinearEncoding
+from trainer.modules.hybrid_tokens import HybridTokensConfig, ItemIdConfig
+from trainer.modules.mlp import mlp
+from trainer.modules.target_attention import TargetAttention
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingModelConfig:
+    """Everything dense about a ranking model; its tables are named beside it.
+
+    Args:
+        item: what stands for an item: its ID or its tokens.
+        tower: the interaction architecture. It never knows what stands for an item.
+        dense_bins: quantile bins per dense feature.
+        dense_dim: width to which the binned dense features are projected.
+        head_dims: hidden layers of each task head.
+    """
+
+    item: ItemIdConfig | HybridTokensConfig
+    tower: DLRMConfig | RankMixerConfig
+    dense_bins: int = 16
+    dense_dim: int = 64
+    head_dims: tuple[int, ...] = ()
+
+
+class Predictions(NamedTuple):
+    """What a forward pass returns beside the loss.
+
+    Attributes:
+        logits_BN: float32, one column a task.
+        labels_BN: float32.
+        row_B: int64 positions in the log.
+    """
+
+    logits_BN: Tensor
+    labels_BN: Tensor
+    row_B: Tensor
+
+
+class RankingNetwork(nn.Module):
+    """All dense parameters: replicated or sharded with FSDP, never by the planner.
+
+    Args:
+        config: sizes.
+        tables: to know names, dims and order of the pooled features.
+        num_dense: number of dense features.
+        num_tasks: N.
+        precision: of the matrix products; `bf16` runs them under autocast.
+    """
+
+    def __init__(
+        self,
+        config: RankingModelConfig,
+        *,
+        tables: Sequence[TableSpec],
+        num_dense: int,
+        num_tasks: int,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.precision = precision
+        pooled_dims = {
+            feature: table.dim
+            for table in tables
+            if table.pooling != "none"
+            for feature in table.features
+        }
+        self.pooled_features = list(pooled_dims)
+        self.dense_encoding = PiecewiseLinearEncoding(
+            num_features=num_dense, num_bins=config.dense_bins
+        )
+        self.dense_arch = mlp(self.dense_encoding.out_dim, (config.dense_dim,))
+        self.item_encoder = config.item.build()
+        self.history = TargetAttention(config.item.item_dim)
+        item_dim = config.item.item_dim
+        self.tower = config.tower.build(
+            {
+                **pooled_dims,
+                "candidate": item_dim,
+                "history": item_dim,
+                "candidate_x_history": item_dim,
+                "dense": config.dense_dim,
+            }
+        )
+        self.heads = nn.ModuleList(
+            mlp(self.tower.out_dim, config.head_dims, 1) for _ in range(num_tasks)
+        )
+
+    def forward(self, batch: Batch, pooled: KeyedTensor, items: dict[str, JaggedTensor]) -> Tensor:
+        """Logits (B, N) in float32."""
+        device_type = batch.dense_BF.device.type
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            item_UD = self.item_encoder(items)
+            candidate_BD = item_UD.index_select(0, batch.candidate_B)
+            history_BD = self.history(
+                item_UD, batch.candidate_B, batch.history_T, batch.history_offsets
+            )
+            by_feature = pooled.to_dict()
+            x_BF = torch.cat(
+                [by_feature[feature] for feature in self.pooled_features]
+                + [
+                    candidate_BD,
+                    history_BD,
+                    candidate_BD * history_BD,
+                    self.dense_arch(self.dense_encoding(batch.dense_BF)),
+                ],
+                dim=1,
+            )
+            out_BD = self.tower(x_BF)
+            return torch.cat([head(out_BD) for head in self.heads], dim=1).float()
+
+
+class RankingModel(nn.Module):
+    """Sparse side and network; returns the loss and the predictions.
+
+    Args:
+        config: of the network.
+        tables: every embedding table.
+        num_dense: number of dense features.
+        num_tasks: number of labels.
+        sparse_device: `meta` when the tables are sharded afterwards.
+        precision: of the network's matrix products.
+
+    Example::
+
+        model = RankingModel(config, tables=tables, num_dense=10, num_tasks=2)
+        loss, predictions = model(batch)
+    """
+
+    def __init__(
+        self,
+        config: RankingModelConfig,
+        *,
+        tables: Sequence[TableSpec],
+        num_dense: int,
+        num_tasks: int,
+        sparse_device: torch.device | None = None,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        check_item_features(config, tables)
+        self.sparse = SparseArch(tables, sparse_device or torch.device("cpu"))
+        self.network = RankingNetwork(
+            config,
+            tables=tables,
+            num_dense=num_dense,
+            num_tasks=num_tasks,
+            precision=precision,
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Predictions]:
+        """Loss (scalar) and predictions of one batch; TRM Eq. 5, averaged over tasks."""
+        pooled, items = self.sparse(batch)
+        logits_BN = self.network(batch, pooled, items)
+        loss = binary_cross_entropy_with_logits(logits_BN, batch.labels_BN)
+        return loss, Predictions(logits_BN.detach(), batch.labels_BN, batch.row_B)
+
+
+def check_item_features(config: RankingModelConfig, tables: Sequence[TableSpec]) -> None:
+    """Check that the tables hold what the item encoder reads, in the dim that it reads.
+
+    Raises:
+        ValueError: naming the table or feature, what was found and what is expected.
+    """
+    found = {
+        feature: table for table in tables if table.pooling == "none" for feature in table.features
+    }
+    if set(found) != set(config.item.features):
+        raise ValueError(
+            f"model.item reads {sorted(config.item.features)} but the tables with pooling='none' "
+            f"hold {sorted(found)}"
+        )
+    for feature, table in found.items():
+        if table.dim != config.item.table_dim:
+            raise ValueError(
+                f"table {table.name!r}: dim is {table.dim}, but model.item.table_dim is "
+                f"{config.item.table_dim} (feature {feature!r})"
+            )

@@ -1,0 +1,152 @@
+"""From a single-process model to one on many ranks, in one fixed order.
+
+1. each table's optimizer is fused into its backward pass (tables are on the meta device);
+2. the planner says where each shard of each table goes;
+3. DistributedModelParallel makes the shards, and replicates a small network with DDP;
+4. a large network is sharded with FSDP2 instead, block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan, ShardingType
+
+from sharding.planner import plan_on_ranks
+from sharding.tables import TableSpec
+from trainer.distributed import Ranks, memory_per_rank, sharders
+from trainer.models.ranking_model import RankingModel
+from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How the model is spread over ranks.
+
+    Args:
+        fsdp_min_parameters: networks with at least this many parameters are sharded with FSDP2;
+            smaller ones are replicated with DDP.
+        min_partition: fewest columns of a column-wise shard of a table.
+    """
+
+    fsdp_min_parameters: int = 50_000_000
+    min_partition: int = 32
+
+
+@dataclass(frozen=True)
+class ParallelModel:
+    """A model spread over ranks, with its optimizer and the plan that it follows.
+
+    Attributes:
+        model: takes a batch and returns loss and predictions.
+        optimizer: steps everything that is not fused.
+        plan: of the tables.
+        uses_fsdp: whether the network is sharded.
+    """
+
+    model: DistributedModelParallel
+    optimizer: DenseOptimizer
+    plan: ShardingPlan
+    uses_fsdp: bool
+
+    @property
+    def network(self) -> nn.Module:
+        """The dense part."""
+        return unwrapped(self.model).network
+
+
+def unwrapped(model: DistributedModelParallel) -> RankingModel:
+    """The ranking model inside DMP and DDP."""
+    inner = model.module
+    return inner if isinstance(inner, RankingModel) else inner.module
+
+
+def parallelize(
+    model: RankingModel,
+    *,
+    tables: Sequence[TableSpec],
+    ranks: Ranks,
+    optim: OptimConfig,
+    sharding: ShardingConfig,
+    batch_size: int,
+    num_steps: int,
+    plan: ShardingPlan | None = None,
+) -> ParallelModel:
+    """Spread `model` over ranks; world size 1 follows the same path.
+
+    Args:
+        model: tables on the meta device, network on any.
+        tables: the tables' specs.
+        ranks: this process among all.
+        optim: optimizers.
+        sharding: how to spread.
+        batch_size: impressions per rank and step, for the planner's estimates.
+        num_steps: length of the schedule.
+        plan: use this plan instead of asking the planner.
+
+    Raises:
+        PlanDoesNotFitError: when the tables do not fit on the ranks.
+    """
+    attach_table_optimizers([model.sparse.pooled, model.sparse.items], tables, optim)
+    table_sharders = sharders(optim.fused_params())
+    hbm_bytes, ddr_bytes = memory_per_rank(ranks)
+    plan = plan or plan_on_ranks(
+        model,
+        tables,
+        table_sharders,
+        compute_device=ranks.device.type,
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        hbm_bytes=hbm_bytes,
+        ddr_bytes=ddr_bytes,
+        batch_size=batch_size,
+        min_partition=sharding.min_partition,
+    )
+    num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    uses_fsdp = num_parameters >= sharding.fsdp_min_parameters
+    parallel = DistributedModelParallel(
+        model,
+        device=ranks.device,
+        plan=plan,
+        sharders=table_sharders,
+        init_data_parallel=not uses_fsdp,
+    )
+    if uses_fsdp:
+        shard_network(model.network, ranks)
+    optimizer = DenseOptimizer(
+        model.network,
+        replicated_tables(model, plan),
+        parallel.fused_optimizer,
+        tables=tables,
+        config=optim,
+        num_steps=num_steps,
+    )
+    return ParallelModel(parallel, optimizer, plan, uses_fsdp)
+
+
+def shard_network(network: nn.Module, ranks: Ranks) -> None:
+    """FSDP2: each block of the tower is a unit, the rest of the network one more."""
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for block in network.tower.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def replicated_tables(model: RankingModel, plan: ShardingPlan) -> dict[str, nn.Parameter]:
+    """Weights of the data-parallel tables, by table name."""
+    names = {
+        table
+        for module in plan.plan.values()
+        for table, parameter in module.items()
+        if parameter.sharding_type == ShardingType.DATA_PARALLEL.value
+    }
+    return {
+        path.split(".")[-2]: weight
+        for path, weight in model.sparse.named_parameters()
+        if path.split(".")[-2] in names
+    }
