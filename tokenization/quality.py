@@ -1,0 +1,154 @@
+"""How good tokens are: codes in use, their evenness, what they lose, and what they tell apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenization import residual
+from tokenization.artifact import TokenArtifact
+from tokenization.base import check_embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelQuality:
+    """One level of the gen-tokens.
+
+    Args:
+        level: from 0.
+        dead_codes: codes that no item has.
+        utilization: share of codes that some item has.
+        perplexity: exp of the entropy of the codes' frequencies; `num_codes` when all are equal.
+        distortion: mean squared distance of the items to what levels `0..level` decode to.
+        distortion_share: the same as a share of the items' variance; 1 tells nothing, 0 all.
+    """
+
+    level: int
+    dead_codes: int
+    utilization: float
+    perplexity: float
+    distortion: float
+    distortion_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenQuality:
+    """Quality of a token artifact.
+
+    Args:
+        num_items: items, N.
+        gen_rows: rows of the gen table, L * K.
+        mem_rows: mem-tokens, M.
+        row_share: (gen rows + mem rows) / items; 1 or more saves nothing against item ids.
+        distinct_gen_tuples: different code tuples.
+        collision_rate: share of items whose code tuple another item has too.
+        distinct_token_bags: different sets of gen-tokens and mem-tokens, as a model sees them;
+            mem-tokens follow from the codes, so this equals `distinct_gen_tuples`.
+        distinct_mem_bags: different sets of mem-tokens alone, the empty one included.
+        mem_rows_used: mem-tokens that some item has under the artifact's cover.
+        mem_rows_single: of these, the ones that a single item has (under `finest` only: the
+            other items that share it have it inside a larger mem-token).
+        items_without_mem: items that have no mem-token.
+        mem_tokens_per_item: mean number.
+        levels: one record a level.
+    """
+
+    num_items: int
+    gen_rows: int
+    mem_rows: int
+    row_share: float
+    distinct_gen_tuples: int
+    collision_rate: float
+    distinct_token_bags: int
+    distinct_mem_bags: int
+    mem_rows_used: int
+    mem_rows_single: int
+    items_without_mem: int
+    mem_tokens_per_item: float
+    levels: tuple[LevelQuality, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -> TokenQuality:
+    """Measure an artifact against the embeddings of its items.
+
+    Args:
+        artifact: the tokens.
+        embeddings: floating `(N, D)`, row `n` is that of `artifact.item_ids[n]`.
+
+    Raises:
+        ValueError: embeddings of another number of items or dimensions.
+    """
+    if len(embeddings) != artifact.num_items:
+        raise ValueError(
+            f"embeddings: expected one row for each of {artifact.num_items} items, found "
+            f"{len(embeddings)}"
+        )
+    embeddings = check_embeddings(embeddings, dim=artifact.codebooks.shape[2])
+    _, tuple_of, tuple_counts = np.unique(
+        artifact.codes, axis=0, return_inverse=True, return_counts=True
+    )
+    mem_bags = _mem_bags(artifact)
+    mem_use = np.bincount(artifact.mem_values, minlength=artifact.num_merges)
+    gen_rows = artifact.num_levels * artifact.num_codes
+    token_bags = np.column_stack([tuple_of.reshape(-1), mem_bags])
+    return TokenQuality(
+        num_items=artifact.num_items,
+        gen_rows=gen_rows,
+        mem_rows=artifact.num_merges,
+        row_share=(gen_rows + artifact.num_merges) / artifact.num_items,
+        distinct_gen_tuples=len(tuple_counts),
+        collision_rate=float(tuple_counts[tuple_counts > 1].sum() / artifact.num_items),
+        distinct_token_bags=len(np.unique(token_bags, axis=0)),
+        distinct_mem_bags=len(np.unique(mem_bags)),
+        mem_rows_used=int((mem_use > 0).sum()),
+        mem_rows_single=int((mem_use == 1).sum()),
+        items_without_mem=int((np.diff(artifact.mem_offsets) == 0).sum()),
+        mem_tokens_per_item=len(artifact.mem_values) / artifact.num_items,
+        levels=_levels(artifact, embeddings),
+    )
+
+
+def _levels(artifact: TokenArtifact, embeddings: NDArray[np.float32]) -> tuple[LevelQuality, ...]:
+    centred = embeddings - embeddings.mean(axis=0)
+    variance = _mean_square(centred)
+    levels = []
+    for level in range(artifact.num_levels):
+        decoded = residual.decode(artifact.codes[:, : level + 1], artifact.codebooks)
+        distortion = _mean_square(embeddings - decoded)
+        counts = np.bincount(artifact.codes[:, level], minlength=artifact.num_codes)
+        used = counts[counts > 0] / artifact.num_items
+        levels.append(
+            LevelQuality(
+                level=level,
+                dead_codes=artifact.num_codes - len(used),
+                utilization=len(used) / artifact.num_codes,
+                perplexity=float(np.exp(-(used * np.log(used)).sum())),
+                distortion=distortion,
+                distortion_share=distortion / variance if variance > 0 else 0.0,
+            )
+        )
+    return tuple(levels)
+
+
+def _mean_square(differences: NDArray[np.float32]) -> float:
+    total = np.einsum("nd,nd->", differences, differences, dtype=np.float64)
+    return float(total / len(differences))
+
+
+def _mem_bags(artifact: TokenArtifact) -> NDArray[np.int64]:
+    """Number the sets of mem-tokens: int64 `(N,)`, equal where the sets are."""
+    lengths = np.diff(artifact.mem_offsets)
+    items = np.repeat(np.arange(artifact.num_items), lengths)
+    order = np.lexsort((artifact.mem_values, items))
+    places = np.arange(len(items)) - np.repeat(artifact.mem_offsets[:-1], lengths)
+    bags = np.full((artifact.num_items, max(lengths.max(initial=0), 1)), -1, dtype=np.int64)
+    bags[items, places] = artifact.mem_values[order]
+    return np.unique(bags, axis=0, return_inverse=True)[1].reshape(-1)
