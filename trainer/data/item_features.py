@@ -1,0 +1,89 @@
+"""What an item is to a model: its own id, or its semantic tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenization.artifact import TokenArtifact
+from tokenization.vocabulary import gen_row
+from trainer.data.dataset import Dataset
+from trainer.data.errors import DataError, Place
+from trainer.data.hashing import hash_buckets
+from trainer.data.id_index import IdIndex
+from trainer.data.ragged import Ragged
+
+__all__ = ["ItemFeatures", "Ragged", "item_id_features", "token_features"]
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Identity ids of every item, which the reader puts into `Batch.items`.
+
+    Attributes:
+        features: key (`item_id`, or `gen_token` and `mem_token`) -> one list of table rows an
+            item, in the order of items.parquet.
+    """
+
+    features: dict[str, Ragged]
+
+
+def item_id_features(dataset: Dataset, *, cardinality: int, hashed: bool) -> ItemFeatures:
+    """Give each item its id, under the key `item_id`.
+
+    Args:
+        dataset: whose items.parquet is followed.
+        cardinality: rows of the item table.
+        hashed: hash ids of any size into `cardinality` rows.
+
+    Raises:
+        DataError: when an id that is not hashed is out of `[0, cardinality)`.
+    """
+    ids = dataset.item_ids
+    if hashed:
+        values = hash_buckets(ids, cardinality)
+    else:
+        outside = (ids < 0) | (ids >= cardinality)
+        if outside.any():
+            at = int(np.argmax(outside))
+            raise Place(dataset.items.part.path, dataset.schema.item).error(
+                expected=f"ids in [0, {cardinality}), the rows of the item table",
+                found=str(ids[at]),
+                row=at,
+                mend="give the table more rows, or hash the ids",
+            )
+        values = ids
+    return ItemFeatures({"item_id": Ragged(values, np.arange(len(ids) + 1))})
+
+
+def token_features(dataset: Dataset, artifact: TokenArtifact, *, mem_rows: int) -> ItemFeatures:
+    """Give each item its tokens, under the keys `gen_token` and `mem_token` (TRM section 3.2).
+
+    Gen-token (level, code) is row `level * num_codes + code` of its table. Mem-tokens keep their
+    ids while the table has a row for each, and are hashed into `mem_rows` buckets otherwise.
+
+    Args:
+        dataset: whose items.parquet is followed.
+        artifact: tokens of at least these items, in any order.
+        mem_rows: rows of the mem-token table.
+
+    Raises:
+        DataError: when an item has no tokens.
+    """
+    rows = IdIndex(artifact.item_ids).rows(dataset.item_ids)
+    missing = rows < 0
+    if missing.any():
+        first = dataset.item_ids[np.argmax(missing)]
+        raise DataError(
+            f"token artifact: expected tokens for every item of {dataset.items.part.path}, found "
+            f"{int(missing.sum())} of {len(rows)} items without, the first {first}; run "
+            "`farewell tokenize` again on this data set"
+        )
+    gen_rows = gen_row(artifact.codes, artifact.num_codes)[rows]
+    num_items, num_levels = gen_rows.shape
+    gen = Ragged(gen_rows.reshape(-1), np.arange(num_items + 1) * num_levels)
+    mem = Ragged(artifact.mem_values, artifact.mem_offsets).gather(rows)
+    if artifact.num_merges > mem_rows:
+        mem = Ragged(hash_buckets(mem.values, mem_rows), mem.offsets)
+    return ItemFeatures({"gen_token": gen, "mem_token": mem})
