@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from tokenization.base import Codebooks, Codes, Embeddings
 
 _BLOCK_VALUES = 1 << 22  # distances held at a time: 16 MiB of float32
+_ROUNDING = np.float32(2e-6)  # of a score's terms
 
 
 def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
     """Return, for each point, the index of the nearest codeword; ties go to the smallest index.
+
+    Codewords whose scores differ by no more than float32 rounding tie: the matrix product rounds a
+    row by its place in the block, and equal items must get equal codes wherever they stand (where
+    items repeat, faiss leaves pairs of codewords exactly as far on either side of them).
 
     Args:
         points: float32 `(N, D)`.
@@ -24,13 +29,19 @@ def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.in
         int32 `(N,)`.
     """
     # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every c.
-    half_norms_K = 0.5 * np.einsum("kd,kd->k", codewords, codewords)
+    half_squares_K = 0.5 * np.einsum("kd,kd->k", codewords, codewords)
+    norms_K = np.sqrt(2 * half_squares_K)
     block = max(1, _BLOCK_VALUES // len(codewords))
     nearest_N = np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), block):
-        scores_BK = points[start : start + block] @ codewords.T
-        scores_BK -= half_norms_K
-        nearest_N[start : start + block] = scores_BK.argmax(axis=1)
+        points_BD = points[start : start + block]
+        scores_BK = points_BD @ codewords.T
+        scores_BK -= half_squares_K
+        best_B = scores_BK.argmax(axis=1)
+        norms_B = np.sqrt(np.einsum("bd,bd->b", points_BD, points_BD))
+        rounding_B = _ROUNDING * (norms_B * norms_K[best_B] + half_squares_K[best_B])
+        least_B = scores_BK[np.arange(len(best_B)), best_B] - rounding_B
+        nearest_N[start : start + block] = (scores_BK >= least_B[:, None]).argmax(axis=1)
     return nearest_N
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -19,7 +20,7 @@ def naive_bpe(codes, num_codes, num_merges, min_frequency, weights=None):
     while len(merges) < num_merges:
         count, weight = Counter(), Counter()
         for item, w in zip(items, weights, strict=True):
-            for pair in zip(item, item[1:], strict=False):
+            for pair in itertools.pairwise(item):
                 count[pair] += 1
                 weight[pair] += w
         allowed = [p for p in count if count[p] >= min_frequency]
@@ -45,7 +46,7 @@ def skewed_codes(seed, num_items, num_levels, num_codes):
 
 
 def as_lists(values, offsets):
-    return [values[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 @pytest.mark.parametrize("seed", range(4))
