@@ -4,6 +4,7 @@ Run::
 
     farewell data movielens1m
     farewell data movielens100k --folder data/small
+    farewell data synthetic --num-rows 20000000 --churn 0.01
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -18,7 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, MovieLensSource, write_movielens
+from trainer.data.synthetic import write_synthetic
+from trainer.data.synthetic_config import SyntheticConfig, high_churn
 from trainer.data.writer import Manifest
+
+DEFAULT_SYNTHETIC = high_churn()
 
 
 def movielens1m(folder: Path = Path("data/movielens1m")) -> None:
@@ -43,10 +49,32 @@ def movielens100k(folder: Path = Path("data/movielens100k")) -> None:
     _movielens(MOVIELENS_100K, folder)
 
 
+def synthetic(
+    config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = DEFAULT_SYNTHETIC,
+    folder: Path = Path("data/synthetic"),
+) -> None:
+    """Simulate a search log whose best possible AUC is known.
+
+    Example: farewell data synthetic --num-rows 20000000 --churn 0.01 --folder data/low_churn
+
+    Args:
+        config: Size, character and seed; the defaults are a catalogue with high churn.
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    with _progress() as progress:
+        task = progress.add_task("synthetic: writing", total=config.num_rows)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        manifest = write_synthetic(config, folder, progress=advance)
+    _summary(manifest, folder)
+
+
 def main(args: Sequence[str]) -> None:
     """Parse the arguments after `farewell data` and write the data set they name."""
     tyro.extras.subcommand_cli_from_dict(
-        {"movielens1m": movielens1m, "movielens100k": movielens100k},
+        {"movielens1m": movielens1m, "movielens100k": movielens100k, "synthetic": synthetic},
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
         args=args,

