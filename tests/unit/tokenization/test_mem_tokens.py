@@ -107,6 +107,7 @@ def test_merges_equal_those_of_hugging_face_tokenizers():
         ),
     )
     ours = MemTokens(num_merges=num_merges).fit(codes, num_codes=num_codes)
+    assert len(ours) == num_merges
     spelled = list(letters)
     for left, right in zip(ours.left, ours.right, strict=True):
         spelled.append(spelled[left] + spelled[right])
