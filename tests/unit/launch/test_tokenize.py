@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from launch import embed, tokenize
+from tokenization.artifact import TokenArtifact
+from tokenization.embedding_table import EmbeddingTable
+from tokenization.text_encoder import TextEncoder
+
+COLOURS = ["a red", "a green"]
+THINGS = ["cake", "candle", "cake with candle", "candle with cake"]
+TEXTS = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+
+
+@pytest.fixture
+def items(tmp_path):
+    path = tmp_path / "items.parquet"
+    vectors = np.random.default_rng(0).normal(size=(len(TEXTS), 4)).tolist()
+    ids = [100 + i for i in range(len(TEXTS))]
+    pq.write_table(pa.table({"item_id": ids, "text": TEXTS, "vector": vectors}), path)
+    return path
+
+
+def test_texts_to_embeddings_to_tokens(tmp_path, items, tiny_text_encoder, capsys):
+    out = tmp_path / "embeddings.parquet"
+    embed.main(["--items", str(items), "--encoder", str(tiny_text_encoder), "--out", str(out)])
+    assert "8 items x 16 dimensions" in capsys.readouterr().out
+    table = EmbeddingTable.load(out)
+    assert table.item_ids.tolist() == list(range(100, 108))
+    np.testing.assert_allclose(
+        table.embeddings, TextEncoder(folder=tiny_text_encoder).encode(TEXTS), atol=1e-6
+    )
+
+    args = ["--embeddings", str(out), "--out", str(tmp_path / "tokens")]
+    args += ["--tokenizer.num-levels", "2", "--tokenizer.num-codes", "3", "--tokenizer.seed", "7"]
+    args += ["--mem.num-merges", "2", "--mem.cover", "tree", "--json", str(tmp_path / "q.json")]
+    tokenize.main(args)
+    printed = capsys.readouterr().out
+    artifact = TokenArtifact.load(tmp_path / "tokens")
+    assert artifact.fingerprint in printed.replace("\n", "")
+    for words in ("utilization", "perplexity", "distinct token bags", "collision rate"):
+        assert words in printed
+    assert artifact.codes.shape == (8, 2)
+    assert artifact.manifest["tokenizer"]["seed"] == 7
+    assert artifact.manifest["mem"]["cover"] == "tree"
+    written = json.loads((tmp_path / "q.json").read_text())
+    assert written["fingerprint"] == artifact.fingerprint
+    assert written["quality"]["num_items"] == 8
+    assert written["quality"]["gen_rows"] == 6
+    assert len(written["quality"]["levels"]) == 2
+
+
+def test_embeddings_that_the_catalogue_brings(tmp_path, items):
+    out = tmp_path / "embeddings.parquet"
+    embed.main(["--items", str(items), "--embedding-column", "vector", "--out", str(out)])
+    expected = EmbeddingTable.load(items, column="vector")
+    np.testing.assert_array_equal(EmbeddingTable.load(out).embeddings, expected.embeddings)
+    args = ["--embeddings", str(items), "--embedding-column", "vector"]
+    args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "4"]
+    tokenize.main(args)
+    assert TokenArtifact.load(tmp_path / "tokens").item_ids.tolist() == list(range(100, 108))
+
+
+def test_a_text_column_without_texts(tmp_path, items):
+    args = ["--items", str(items), "--text-column", "vector", "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="column vector: expected strings, found list"):
+        embed.main(args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_paper_s_sizes_do_not_fit_eight_items(tmp_path, items):
+    args = ["--embeddings", str(items), "--embedding-column", "vector"]
+    with pytest.raises(ValueError, match=r"num_codes: 4096 codes need .* found 8 items"):
+        tokenize.main([*args, "--out", str(tmp_path / "tokens")])
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize("verb", [embed, tokenize])
+def test_help_has_an_example_and_unknown_options_fail(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        verb.main(["--help"])
+    assert stopped.value.code == 0
+    name = verb.__name__.rpartition(".")[2]
+    assert f"farewell {name} --" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        verb.main(["--no-such-option", "1"])
+    assert stopped.value.code != 0
