@@ -1,0 +1,138 @@
+"""The figure of quality against storage, with names beside the points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from trainer.figure_style import Report, Styles
+from trainer.report_tables import format_bytes
+
+Row = Mapping[str, Any]
+
+
+def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
+    """AUC of the main task over bytes of embeddings."""
+    task = report["main_task"]
+    known = [row for row in report["rows"] if row["metrics"][task]["auc"] is not None]
+    stored = [row for row in known if row["sparse_bytes"]]
+    if not stored:
+        return None
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    sizes = [row["sparse_bytes"] for row in stored]
+    spread = max(max(sizes) / min(sizes), 1.3)
+    obstacles: list[Box] = []
+    points: list[tuple[float, Row]] = []
+    for row in stored:
+        # Rows of equal size stand side by side.
+        size = row["sparse_bytes"]
+        size *= spread ** (0.05 * sum(other["sparse_bytes"] == size for _, other in points))
+        points.append((size, row))
+        found = row["metrics"][task]
+        color, marker = styles[row["name"]]
+        value = found["auc"]
+        low, high = (value if end is None else end for end in found["auc_ci"])
+        axes.errorbar(
+            [size],
+            [value],
+            yerr=np.maximum([[value - low], [high - value]], 0),
+            fmt=marker,
+            color=color,
+            markersize=8,
+            elinewidth=1.6,
+            capsize=3,
+        )
+        obstacles.append(Box(np.log(size), np.log(size), low, high))
+    axes.set_xlim(min(sizes) / spread**0.5, max(sizes) * spread**0.6)
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if spread < 100 else (1.0,), numticks=12)
+        if spread > 4
+        else MaxNLocator(6)
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+    for row in known:
+        if not row["sparse_bytes"]:
+            color, _ = styles[row["name"]]
+            value = row["metrics"][task]["auc"]
+            axes.axhline(value, color=color, linestyle="--", linewidth=1.2)
+            axes.annotate(
+                row["name"],
+                (0, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(6, 3),
+                textcoords="offset points",
+                color=color,
+                fontsize=9,
+            )
+    axes.margins(y=0.12)
+    _name_points(axes, task, points, obstacles, styles)
+    axes.set_xlabel("embedding weights")
+    axes.set_ylabel(f"{task} AUC ({report['split']['name']})")
+    return figure
+
+
+class Box(NamedTuple):
+    """A rectangle that names keep clear of: logarithm of bytes, AUC."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def overlap(self, other: Box) -> bool:
+        """Whether the two share a point."""
+        return (
+            self.left <= other.right
+            and other.left <= self.right
+            and self.low <= other.high
+            and other.low <= self.high
+        )
+
+
+def _name_points(
+    axes: Axes,
+    task: str,
+    points: Sequence[tuple[float, Row]],
+    obstacles: list[Box],
+    styles: Styles,
+) -> None:
+    """Write each row's name at the first free place: right, left, above or below its bar."""
+    left, right = np.log(axes.get_xlim())
+    low, high = axes.get_ylim()
+    line, gap = 0.045 * (high - low), 0.016 * (right - left)
+    for size, row in sorted(points, key=lambda point: -point[1]["metrics"][task]["auc"]):
+        value, x = row["metrics"][task]["auc"], np.log(size)
+        bar = next(box for box in obstacles if box.left == x and box.low <= value <= box.high)
+        width = 0.0135 * len(row["name"]) * (right - left)
+        places = {
+            "left": [(x + gap, value + step * line) for step in (0, 1, -1)],
+            "right": [(x - gap, value + step * line) for step in (0, 1, -1)],
+            "center": [(x, bar.high + line), (x, bar.low - line)],
+            # Nothing free: right of the point, whatever is there.
+            "left ": [(x + gap, value)],
+        }
+        for align, at in ((align, at) for align, found in places.items() for at in found):
+            shift = {"left": 0.0, "right": -width, "center": -width / 2}[align.strip()]
+            box = Box(at[0] + shift, at[0] + shift + width, at[1] - line / 2, at[1] + line / 2)
+            inside = left < box.left and box.right < right
+            if align == "left " or (inside and not any(map(box.overlap, obstacles))):
+                break
+        obstacles.append(box)
+        axes.text(
+            float(np.exp(at[0])),
+            at[1],
+            row["name"],
+            ha=align.strip(),
+            va="center",
+            color=styles[row["name"]][0],
+            fontsize=9,
+            fontweight="bold",
+        )
