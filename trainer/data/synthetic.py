@@ -263,7 +263,7 @@ def _weighted(rng: np.random.Generator, cumulative: Doubles, count: int) -> Ints
 
 
 def _spread_draws(rng: np.random.Generator, num_pages: int, count: int) -> Doubles:
-    """Draw `count` numbers a page, one from each stretch of [0, 1), so items rarely repeat."""
+    """Draw `count` numbers a page, one from each stretch of [0, 1), so that few items repeat."""
     return ((np.arange(count) + rng.random((num_pages, count))) / max(count, 1)).ravel()
 
 

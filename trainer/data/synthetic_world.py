@@ -46,7 +46,7 @@ class SyntheticWorld:
         user_UD, query_QD: float32 tastes and intents.
         user_bias_U, query_bias_Q: part of the click logit.
         quality_2D: directions of what makes an item clicked and played by everyone.
-        born_I: int64 second of birth.
+        slot_I, born_I: int64 slot and second of birth.
         category_1_I, category_2_I: observed tree nodes.
     """
 
@@ -140,11 +140,11 @@ class SyntheticWorld:
         for day in range(config.days):
             slots.append(rng.choice(config.num_items, config.births_per_day, replace=False))
             seconds.append(np.sort(rng.integers(day * DAY, (day + 1) * DAY, config.births_per_day)))
-        slot_I, second_I = np.concatenate(slots), np.concatenate(seconds)
+        self.slot_I, second_I = np.concatenate(slots), np.concatenate(seconds)
         self.born_I = START + second_I
         self.born_I[: config.num_items] -= age
-        self.leaf_I = self._leaf_of_slot[slot_I]
-        keys = slot_I * (config.days * DAY) + second_I
+        self.leaf_I = self._leaf_of_slot[self.slot_I]
+        keys = self.slot_I * (config.days * DAY) + second_I
         self._item_by_birth = np.argsort(keys, kind="stable")
         self._birth_keys = keys[self._item_by_birth]
 
@@ -218,10 +218,10 @@ def mislabel(rng: np.random.Generator, labels: Ints, cardinality: int) -> Ints:
 def _vocabulary(rng: np.random.Generator, size: int) -> pa.Array[Any]:
     """Distinct pronounceable words: a number in syllables."""
     syllables = np.array([a + b for a in "bdfgklmnprstvz" for b in "aeiou"])
-    base = len(syllables)
-    numbers = base**2 + rng.permutation(size)
-    words = np.full(size, "", dtype=object)
-    while np.any(numbers > 0):
-        words = words + np.where(numbers > 0, syllables[numbers % base], "").astype(object)
-        numbers = numbers // base
+    base, length = len(syllables), 3
+    while base**length < 2 * size:
+        length += 1
+    numbers = rng.choice(base**length, size, replace=False)
+    digits = numbers[:, None] // base ** np.arange(length) % base
+    words = syllables[digits].astype(object).sum(axis=1)
     return pa.array(words, type=pa.string())

@@ -40,7 +40,7 @@ class Manifest:
     Attributes:
         name: of the data set.
         num_rows: impressions.
-        num_users: distinct users among the impressions' ids in users.parquet.
+        num_users: users in users.parquet, 0 without that file.
         num_items: items in items.parquet.
         first_time: timestamp of the first row, in seconds.
         last_time: timestamp of the last row, in seconds.

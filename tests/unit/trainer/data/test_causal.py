@@ -1,0 +1,160 @@
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from trainer.data.causal import GAP_BUCKET_EDGES, CausalConfig, CausalFeatures
+from trainer.data.ragged import Ragged
+
+NUM_USERS, NUM_ITEMS, NUM_GENRES = 7, 11, 4
+CONFIG = CausalConfig(max_history=5, session_gap=30, prior=3.0)
+# One item without a genre, one with two.
+GENRES = [[i % NUM_GENRES] for i in range(NUM_ITEMS - 2)] + [[], [0, 3]]
+
+
+def random_log(num_rows, seed=0, tie_every=3):
+    rng = np.random.default_rng(seed)
+    gaps = rng.integers(0, 12, num_rows) * (rng.integers(0, tie_every, num_rows) > 0)
+    return {
+        "users": rng.integers(0, NUM_USERS, num_rows),
+        "items": rng.integers(0, NUM_ITEMS, num_rows),
+        "timestamps": 1_000 + np.cumsum(gaps),
+        "positives": rng.random(num_rows) < 0.6,
+    }
+
+
+def features(config=CONFIG):
+    lengths = np.array([len(genres) for genres in GENRES])
+    return CausalFeatures(
+        num_users=NUM_USERS,
+        item_genres=Ragged.from_lengths(np.concatenate(GENRES).astype(int), lengths),
+        num_genres=NUM_GENRES,
+        config=config,
+    )
+
+
+def as_rows(columns):
+    table = columns.table_columns()
+    table["history"] = table["history"].to_pylist()
+    return [
+        {name: values[row] for name, values in table.items()}
+        for row in range(len(table["session_id"]))
+    ]
+
+
+def naive_rows(log):
+    """For every row look at all rows whose time is smaller, one by one."""
+    events = list(zip(*(log[name].tolist() for name in log), strict=True))
+    sessions, session_of = {}, defaultdict(list)
+    rows = []
+    for user, item, time, _ in events:
+        past = [event for event in events if event[2] < time]
+        mine = [event for event in past if event[0] == user]
+        same_item = [event for event in past if event[1] == item]
+        base = (sum(e[3] for e in past) + 1) / (len(past) + 2)
+        user_mean = (sum(e[3] for e in mine) + 3 * base) / (len(mine) + 3)
+        genre_events = [e for e in mine for g in GENRES[e[1]] if g in GENRES[item]]
+        recency = time - mine[-1][2] if mine else 0
+        known = session_of[user]
+        if (user, time) not in sessions:
+            if not mine or recency > 30:
+                known.append(len({s for all_ in session_of.values() for s in all_}))
+            sessions[user, time] = known[-1]
+        rows.append(
+            {
+                "session_id": sessions[user, time],
+                "gap_bucket": 1 + sum(recency >= e for e in GAP_BUCKET_EDGES) if mine else 0,
+                "history": [e[1] for e in mine if e[3]][-5:],
+                "user_count": len(mine),
+                "user_mean": user_mean,
+                "user_recency": recency,
+                "item_count": len(same_item),
+                "item_mean": (sum(e[3] for e in same_item) + 3 * base) / (len(same_item) + 3),
+                "user_genre_count": len(genre_events),
+                "user_genre_mean": (sum(e[3] for e in genre_events) + 3 * user_mean)
+                / (len(genre_events) + 3),
+            }
+        )
+    return rows
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for row, (got, want) in enumerate(zip(found, expected, strict=True)):
+        assert got.keys() == want.keys()
+        for name in want:
+            if name == "history":
+                assert got[name] == want[name], (row, name)
+            else:
+                assert got[name] == pytest.approx(want[name], rel=1e-6), (row, name)
+
+
+def slices(log, cuts):
+    edges = [0, *cuts, len(log["users"])]
+    for start, stop in pairwise(edges):
+        yield {name: values[start:stop] for name, values in log.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_a_row_by_row_reference_with_ties(seed):
+    log = random_log(400, seed)
+    assert np.mean(np.diff(log["timestamps"]) == 0) > 0.2
+    assert_same(as_rows(features().transform(**log)), naive_rows(log))
+
+
+@pytest.mark.parametrize("cuts", [range(1, 300), [7, 7, 150], [299]])
+def test_chunks_do_not_matter_even_within_a_second(cuts):
+    log = random_log(300, seed=2, tie_every=2)
+    whole = as_rows(features().transform(**log))
+    stream = features()
+    parts = [row for part in slices(log, cuts) for row in as_rows(stream.transform(**part))]
+    assert_same(parts, whole)
+
+
+def test_nothing_from_the_same_second_or_later_is_seen():
+    log = random_log(300, seed=3, tie_every=2)
+    before = as_rows(features().transform(**log))
+    for row in (50, 120, 222):
+        changed = {name: values.copy() for name, values in log.items()}
+        now = log["timestamps"] >= log["timestamps"][row]
+        changed["positives"][now] = ~changed["positives"][now]
+        after = as_rows(features().transform(**changed))
+        last = np.flatnonzero(log["timestamps"] == log["timestamps"][row])[-1]
+        assert_same(after[: last + 1], before[: last + 1])
+        assert after[last + 1 :] != before[last + 1 :]
+
+
+def test_order_within_a_second_does_not_matter():
+    log = random_log(200, seed=4, tie_every=2)
+    rng = np.random.default_rng(0)
+    order = np.lexsort([rng.random(200), log["timestamps"]])
+    shuffled = as_rows(features().transform(**{k: v[order] for k, v in log.items()}))
+    plain = as_rows(features().transform(**log))
+    for name in ("user_count", "item_mean", "user_genre_mean", "user_recency"):
+        assert [row[name] for row in shuffled] == [plain[at][name] for at in order]
+
+
+def test_history_takes_item_ids():
+    log = random_log(50)
+    ids = np.arange(NUM_ITEMS) * 10 + 5
+    columns = features().transform(**log)
+    assert columns.table_columns(ids)["history"].flatten().to_pylist() == (
+        ids[columns.history.values].tolist()
+    )
+
+
+def test_bad_input_is_named():
+    log = random_log(20)
+    with pytest.raises(ValueError, match=r"user positions span .*expected 0\.\.6"):
+        features().transform(**{**log, "users": log["users"] + 5})
+    with pytest.raises(ValueError, match=r"item positions"):
+        features().transform(**{**log, "items": log["items"] - 1 - log["items"].min()})
+    with pytest.raises(ValueError, match="time order"):
+        features().transform(**{**log, "timestamps": log["timestamps"][::-1].copy()})
+    stream = features()
+    stream.transform(**log)
+    with pytest.raises(ValueError, match="time order"):
+        stream.transform(**log)
+    with pytest.raises(ValueError, match="session_gap is 0"):
+        CausalConfig(session_gap=0)

