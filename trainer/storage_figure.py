@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from trainer.figure_style import Report, Styles
+from trainer.figure_style import Report, Styles, legend_below
 from trainer.report_tables import format_bytes
 
 Row = Mapping[str, Any]
@@ -48,6 +48,7 @@ def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
             markersize=8,
             elinewidth=1.6,
             capsize=3,
+            label=row["name"],
         )
         obstacles.append(Box(np.log(size), np.log(size), low, high))
     axes.set_xlim(min(sizes) / spread**0.5, max(sizes) * spread**0.6)
@@ -73,7 +74,8 @@ def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
                 fontsize=9,
             )
     axes.margins(y=0.12)
-    _name_points(axes, task, points, obstacles, styles)
+    if not _name_points(axes, task, points, obstacles, styles):
+        legend_below(figure, axes, len(stored))
     axes.set_xlabel("embedding weights")
     axes.set_ylabel(f"{task} AUC ({report['split']['name']})")
     return figure
@@ -103,8 +105,13 @@ def _name_points(
     points: Sequence[tuple[float, Row]],
     obstacles: list[Box],
     styles: Styles,
-) -> None:
-    """Write each row's name at the first free place: right, left, above or below its bar."""
+) -> bool:
+    """Write each row's name at the first free place: right, left, above or below its bar.
+
+    Returns:
+        Whether every name found a place; nothing is written otherwise.
+    """
+    texts: list[tuple[float, float, Literal["left", "right", "center"], str]] = []
     left, right = np.log(axes.get_xlim())
     low, high = axes.get_ylim()
     line, gap = 0.045 * (high - low), 0.016 * (right - left)
@@ -112,27 +119,23 @@ def _name_points(
         value, x = row["metrics"][task]["auc"], np.log(size)
         bar = next(box for box in obstacles if box.left == x and box.low <= value <= box.high)
         width = 0.0135 * len(row["name"]) * (right - left)
-        places = {
+        places: dict[Literal["left", "right", "center"], list[tuple[float, float]]] = {
             "left": [(x + gap, value + step * line) for step in (0, 1, -1)],
             "right": [(x - gap, value + step * line) for step in (0, 1, -1)],
             "center": [(x, bar.high + line), (x, bar.low - line)],
-            # Nothing free: right of the point, whatever is there.
-            "left ": [(x + gap, value)],
         }
         for align, at in ((align, at) for align, found in places.items() for at in found):
-            shift = {"left": 0.0, "right": -width, "center": -width / 2}[align.strip()]
+            shift = {"left": 0.0, "right": -width, "center": -width / 2}[align]
             box = Box(at[0] + shift, at[0] + shift + width, at[1] - line / 2, at[1] + line / 2)
-            inside = left < box.left and box.right < right
-            if align == "left " or (inside and not any(map(box.overlap, obstacles))):
+            inside = left < box.left and box.right < right and low < box.low and box.high < high
+            if inside and not any(map(box.overlap, obstacles)):
                 break
+        else:
+            return False
         obstacles.append(box)
+        texts.append((float(np.exp(at[0])), at[1], align, row["name"]))
+    for x, y, align, name in texts:
         axes.text(
-            float(np.exp(at[0])),
-            at[1],
-            row["name"],
-            ha=align.strip(),
-            va="center",
-            color=styles[row["name"]][0],
-            fontsize=9,
-            fontweight="bold",
+            x, y, name, ha=align, va="center", color=styles[name][0], fontsize=9, fontweight="bold"
         )
+    return True
