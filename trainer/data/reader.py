@@ -8,49 +8,26 @@ integers, the same on every rank, and exact to the row.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.batch import Batch
+from trainer.data.background import in_background
 from trainer.data.batch_builder import BatchBuilder
 from trainer.data.block import RowBlock
 from trainer.data.dataset import Dataset
 from trainer.data.item_features import ItemFeatures
+from trainer.data.position import Position, batch_plan, window_begin
 from trainer.data.schema import RowRange
 from trainer.data.windows import BatchPlan, WindowOrder
 
 logger = logging.getLogger(__name__)
-
-MAX_BATCHES_IN_FLIGHT = 64
-"""How far back `InteractionReader.state_dict` can look."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far an epoch has come.
-
-    Attributes:
-        epoch: number of the epoch.
-        batch: batches of it that each rank has been given.
-        first_window: windows left out at the beginning of the epoch (0 but after a resume on
-            another number of ranks, which goes on at the beginning of a window).
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    first_window: int = 0
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: BaseException
 
 
 class InteractionReader:
@@ -131,57 +108,27 @@ class InteractionReader:
                 "lower the number of ranks"
             )
         self._start = Position()
-        self._yielded = deque([self._start], maxlen=MAX_BATCHES_IN_FLIGHT + 1)
+        self._position = Position()
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on every rank."""
         return self._plan(Position()).num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yield batches, built by background threads, which end when the iterator is closed."""
         start, self._start = self._start, Position()
-        self._yielded.clear()
-        self._yielded.append(start)
-        built: queue.Queue[tuple[Position, Batch] | _Failure | None] = queue.Queue(
-            self._prefetch_batches
-        )
-        stop = threading.Event()
-        builder = threading.Thread(
-            target=self._fill, args=(start, built, stop), name="reader", daemon=True
-        )
-        builder.start()
-        try:
-            while (item := built.get()) is not None:
-                if isinstance(item, _Failure):
-                    raise item.error
-                position, batch = item
-                self._yielded.append(position)
+        self._position = start
+        with closing(in_background(self._batches(start), ahead=self._prefetch_batches)) as built:
+            for position, batch in built:
+                self._position = position
                 yield batch
-        finally:
-            stop.set()
-            builder.join()
 
-    def state_dict(self, *, batches_in_flight: int = 0) -> dict[str, int]:
-        """Return the position after the last batch that was yielded; the same on every rank.
-
-        Args:
-            batches_in_flight: batches that were yielded but not trained on yet (a pipeline holds
-                some); the state is that of so many batches earlier.
-
-        Raises:
-            ValueError: when fewer batches were yielded.
-        """
-        if not 0 <= batches_in_flight < len(self._yielded):
-            raise ValueError(
-                f"reader: batches_in_flight is {batches_in_flight}, expected 0 to "
-                f"{len(self._yielded) - 1} (the batches yielded so far, at most "
-                f"{MAX_BATCHES_IN_FLIGHT})"
-            )
-        position = self._yielded[-1 - batches_in_flight]
+    def state_dict(self) -> dict[str, int]:
+        """Return the position after the last batch that was yielded; the same on every rank."""
         return {
-            "epoch": position.epoch,
-            "batch": position.batch,
-            "first_window": position.first_window,
+            "epoch": self._position.epoch,
+            "batch": self._position.batch,
+            "first_window": self._position.first_window,
             **self._identity(),
             "batch_size": self._batch_size,
             "world_size": self._order.world_size,
@@ -206,9 +153,7 @@ class InteractionReader:
         position = Position(state["epoch"], state["batch"], state["first_window"])
         if (state["world_size"], state["batch_size"]) != (self._order.world_size, self._batch_size):
             position = self._window_begin(position, state["world_size"], state["batch_size"])
-        self._start = position
-        self._yielded.clear()
-        self._yielded.append(position)
+        self._start = self._position = position
 
     def _identity(self) -> dict[str, int]:
         """Return what the order of rows depends on; 0 stands for no shuffling."""
@@ -221,23 +166,10 @@ class InteractionReader:
         }
 
     def _window_begin(self, position: Position, world_size: int, batch_size: int) -> Position:
-        """Return the beginning of the first window that ranks of another job had not finished."""
-        order = WindowOrder(self._order.rows, self._order.window_rows, self._order.seed, world_size)
-        num_rows = order.rows_left(position.epoch, skip=position.first_window)
-        plan = BatchPlan(num_rows, world_size, batch_size, self._drop_last)
-        if position.batch >= plan.num_batches:
-            return Position(position.epoch + 1)
-        windows, seen = [], 0
-        for rank in range(world_size):
-            sizes = [
-                len(rows)
-                for _, rows in order.slices(position.epoch, rank, skip=position.first_window)
-            ]
-            consumed = plan.stop(position.batch - 1, sum(sizes))
-            windows.append(int(np.searchsorted(np.cumsum(sizes), consumed, side="right")))
-            seen += consumed
-        window = position.first_window + min(windows)
-        finished = num_rows - order.rows_left(position.epoch, skip=window)
+        """Return where to go on after a job of another size, and warn."""
+        order = replace(self._order, world_size=world_size)
+        plan = batch_plan(order, position, batch_size=batch_size, drop_last=self._drop_last)
+        begin, num_seen_again = window_begin(order, plan, position)
         logger.warning(
             "resuming %d ranks x batch %d as %d ranks x batch %d: going on at the beginning of a "
             "window, %d rows of it are seen again",
@@ -245,35 +177,16 @@ class InteractionReader:
             batch_size,
             self._order.world_size,
             self._batch_size,
-            seen - finished,
+            num_seen_again,
         )
-        return Position(position.epoch, 0, window)
+        return begin
 
     def _plan(self, position: Position) -> BatchPlan:
-        """Return how the epoch at `position` is cut into batches."""
-        skip = position.first_window
-        num_rows = (
-            self._order.rows_left(position.epoch, skip=skip) if skip else len(self._order.rows)
+        return batch_plan(
+            self._order, position, batch_size=self._batch_size, drop_last=self._drop_last
         )
-        return BatchPlan(num_rows, self._order.world_size, self._batch_size, self._drop_last)
 
-    def _fill(
-        self,
-        start: Position,
-        built: queue.Queue[tuple[Position, Batch] | _Failure | None],
-        stop: threading.Event,
-    ) -> None:
-        """Build batches until the epochs or the consumer end (runs in its own thread)."""
-        last: _Failure | None = None
-        try:
-            for item in self._batches(start):
-                if not _put(built, item, stop):
-                    return
-        except BaseException as error:
-            last = _Failure(error)
-        _put(built, last, stop)
-
-    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+    def _batches(self, start: Position) -> Generator[tuple[Position, Batch], None, None]:
         """Yield each batch with the position after it."""
         builder = BatchBuilder(self._dataset, self._item_features)
         position = start
@@ -350,18 +263,3 @@ def _decoded(
     future: Future[RowBlock], order: NDArray[np.int64]
 ) -> tuple[RowBlock, NDArray[np.int64]]:
     return future.result(), order
-
-
-def _put(
-    built: queue.Queue[tuple[Position, Batch] | _Failure | None],
-    item: tuple[Position, Batch] | _Failure | None,
-    stop: threading.Event,
-) -> bool:
-    """Put an item when there is room; False when the consumer has gone."""
-    while not stop.is_set():
-        try:
-            built.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
