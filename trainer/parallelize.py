@@ -20,7 +20,7 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 from sharding.planner import plan_on_ranks
 from sharding.tables import TableSpec
 from trainer.distributed import Ranks, memory_per_rank, sharders
-from trainer.models.ranking_model import RankingModel
+from trainer.models.ranking_model import RankingModel, RankingNetwork
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
 
 
@@ -55,9 +55,13 @@ class ParallelModel:
     uses_fsdp: bool
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> RankingNetwork:
         """The dense part."""
         return unwrapped(self.model).network
+
+    def sparse_weights(self) -> dict[str, nn.Parameter]:
+        """This rank's part of each table, by path in the model."""
+        return dict(unwrapped(self.model).sparse.named_parameters())
 
 
 def unwrapped(model: DistributedModelParallel) -> RankingModel:
@@ -129,7 +133,7 @@ def parallelize(
     return ParallelModel(parallel, optimizer, plan, uses_fsdp)
 
 
-def shard_network(network: nn.Module, ranks: Ranks) -> None:
+def shard_network(network: RankingNetwork, ranks: Ranks) -> None:
     """FSDP2: each block of the tower is a unit, the rest of the network one more."""
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for block in network.tower.blocks:

@@ -6,6 +6,7 @@ Legend: B impressions, U distinct items, N tasks, D item dim, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,8 +17,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.models.dlrm import DLRMConfig
-from trainer.models.rankmixer import RankMixerConfig
+from trainer.models.dlrm import DLRM, DLRMConfig
+from trainer.models.rankmixer import RankMixer, RankMixerConfig
 from trainer.models.sparse_arch import SparseArch
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import HybridTokensConfig, ItemIdConfig
@@ -25,6 +26,7 @@ from trainer.modules.mlp import mlp
 from trainer.modules.target_attention import TargetAttention
 
 Precision = Literal["fp32", "bf16"]
+TowerConfig = DLRMConfig | RankMixerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,13 @@ class RankingModelConfig:
     """
 
     item: ItemIdConfig | HybridTokensConfig
-    tower: DLRMConfig | RankMixerConfig
+    tower: TowerConfig
     dense_bins: int = 16
     dense_dim: int = 64
     head_dims: tuple[int, ...] = ()
 
 
-class Predictions(NamedTuple):
+class Outputs(NamedTuple):
     """What a forward pass returns beside the loss.
 
     Attributes:
@@ -97,7 +99,7 @@ class RankingNetwork(nn.Module):
         self.item_encoder = config.item.build()
         self.history = TargetAttention(config.item.item_dim)
         item_dim = config.item.item_dim
-        self.tower = config.tower.build(
+        self.tower: DLRM | RankMixer = config.tower.build(
             {
                 **pooled_dims,
                 "candidate": item_dim,
@@ -112,8 +114,7 @@ class RankingNetwork(nn.Module):
 
     def forward(self, batch: Batch, pooled: KeyedTensor, items: dict[str, JaggedTensor]) -> Tensor:
         """Logits (B, N) in float32."""
-        device_type = batch.dense_BF.device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._autocast(batch.dense_BF.device):
             item_UD = self.item_encoder(items)
             candidate_BD = item_UD.index_select(0, batch.candidate_B)
             history_BD = self.history(
@@ -132,6 +133,11 @@ class RankingNetwork(nn.Module):
             )
             out_BD = self.tower(x_BF)
             return torch.cat([head(out_BD) for head in self.heads], dim=1).float()
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 class RankingModel(nn.Module):
@@ -172,12 +178,12 @@ class RankingModel(nn.Module):
             precision=precision,
         )
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Predictions]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss (scalar) and predictions of one batch; TRM Eq. 5, averaged over tasks."""
         pooled, items = self.sparse(batch)
         logits_BN = self.network(batch, pooled, items)
         loss = binary_cross_entropy_with_logits(logits_BN, batch.labels_BN)
-        return loss, Predictions(logits_BN.detach(), batch.labels_BN, batch.row_B)
+        return loss, Outputs(logits_BN.detach(), batch.labels_BN, batch.row_B)
 
 
 def check_item_features(config: RankingModelConfig, tables: Sequence[TableSpec]) -> None:

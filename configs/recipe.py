@@ -1,0 +1,100 @@
+"""How an experiment is put together from a data set, an item encoder and a tower."""
+
+from __future__ import annotations
+
+from configs.datasets import Source
+from sharding.tables import TableSpec
+from trainer.experiment import Experiment, TrainConfig
+from trainer.models.ranking_model import RankingModelConfig, TowerConfig
+from trainer.modules.hybrid_tokens import (
+    GEN_TOKEN,
+    ITEM_ID,
+    MEM_TOKEN,
+    HybridTokensConfig,
+    ItemIdConfig,
+)
+from trainer.optim import OptimConfig
+
+ID_DIM = 32
+SIDE_DIM = 8
+
+
+def ranking_experiment(
+    name: str,
+    source: Source,
+    *,
+    item: ItemIdConfig | HybridTokensConfig,
+    tower: TowerConfig,
+    optim: OptimConfig,
+    train: TrainConfig,
+) -> Experiment:
+    """One experiment; ID and token models differ in `item` and its tables alone.
+
+    Args:
+        name: of the run.
+        source: data set and token settings.
+        item: what stands for an item.
+        tower: interaction architecture.
+        optim: optimizers.
+        train: length and batch.
+    """
+    return Experiment(
+        name=name,
+        data=source.data,
+        tables=(*feature_tables(source), *item_tables(source, item)),
+        tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
+        model=RankingModelConfig(item=item, tower=tower),
+        optim=optim,
+        train=train,
+    )
+
+
+def feature_tables(source: Source) -> tuple[TableSpec, ...]:
+    """One pooled table for each categorical and bag feature of the schema."""
+    return tuple(
+        TableSpec(
+            name=feature.name,
+            rows=feature.cardinality,
+            dim=ID_DIM if feature.name in source.residual_ids else SIDE_DIM,
+            features=(feature.name,),
+            role="residual_id" if feature.name in source.residual_ids else "side",
+        )
+        for feature in source.data.schema.pooled_features
+    )
+
+
+def item_tables(source: Source, item: ItemIdConfig | HybridTokensConfig) -> tuple[TableSpec, ...]:
+    """The tables that hold what stands for an item."""
+    if isinstance(item, ItemIdConfig):
+        return (
+            TableSpec(
+                name=ITEM_ID,
+                rows=source.num_items,
+                dim=item.table_dim,
+                features=(ITEM_ID,),
+                role="item_id",
+                pooling="none",
+            ),
+        )
+    tokenizer, mem = source.tokens.tokenizer, source.tokens.mem
+    gen = TableSpec(
+        name=GEN_TOKEN,
+        rows=tokenizer.num_levels * tokenizer.num_codes,
+        dim=item.table_dim,
+        features=(GEN_TOKEN,),
+        role="gen_token",
+        pooling="none",
+    )
+    if not item.mem_tokens:
+        return (gen,)
+    return (
+        gen,
+        TableSpec(
+            name=MEM_TOKEN,
+            rows=mem.num_merges,
+            dim=item.table_dim,
+            features=(MEM_TOKEN,),
+            role="mem_token",
+            pooling="none",
+        ),
+    )

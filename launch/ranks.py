@@ -1,0 +1,78 @@
+"""Run a function on several ranks of this machine, through torch's own elastic agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+class RankFailedError(RuntimeError):
+    """A rank ended with an error."""
+
+
+def under_torchrun() -> bool:
+    """True when torchrun or torchx started this process as one of several ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run_on_ranks(
+    function: Callable[..., None], num_ranks: int, *arguments: Any, log_folder: Path
+) -> None:
+    """Call `function(*arguments)` on every rank; processors are shared out evenly.
+
+    Args:
+        function: picklable, of a module that can be imported.
+        num_ranks: processes to start.
+        arguments: picklable.
+        log_folder: where the standard output and error of ranks above 0 go.
+
+    Raises:
+        RankFailedError: with the message of the first rank that failed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    log_folder.mkdir(parents=True, exist_ok=True)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"farewell_{os.getpid()}",
+        max_restarts=0,
+        monitor_interval=0.2,
+        start_method="spawn",
+        logs_specs=DefaultLogsSpecs(
+            log_dir=str(log_folder),
+            redirects=dict.fromkeys(range(1, num_ranks), Std.ALL),
+        ),
+    )
+    try:
+        elastic_launch(config, _recorded)(function, threads, *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = failure.message
+        if isinstance(message, dict):
+            message = message.get("message", message)
+        raise RankFailedError(f"rank {rank} failed: {_first_line(str(message))}") from error
+    finally:
+        if before is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+
+
+@record
+def _recorded(function: Callable[..., None], threads: int, *arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    function(*arguments)
+
+
+def _first_line(message: str) -> str:
+    return message.strip().splitlines()[0] if message.strip() else "no message"

@@ -1,0 +1,248 @@
+"""An experiment is a value: everything that decides what a run does, checked before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sharding.tables import TableSpec, check_tables
+from tokenization.mem_tokens import MemTokens
+from tokenization.rq_kmeans import RQKMeans
+from trainer.data.schema import DatasetSchema, GlobalTimeSplit
+from trainer.models.ranking_model import RankingModelConfig, check_item_features
+from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
+from trainer.optim import OptimConfig
+from trainer.parallelize import ShardingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which log, and how it is read.
+
+    Args:
+        folder: data folder (see docs/bring_your_own_logs.md).
+        schema: roles of its columns.
+        split: train, validation and test by time.
+        shuffle_rows: rows of all ranks that are shuffled together during training.
+        hashed_item_ids: item ids of any size are hashed into the rows of the item table.
+    """
+
+    folder: Path
+    schema: Annotated[DatasetSchema, tyro.conf.Fixed]
+    split: GlobalTimeSplit = field(default_factory=GlobalTimeSplit)
+    shuffle_rows: int = 262_144
+    hashed_item_ids: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Where an experiment's tokens are, and how they are made when they are not there yet.
+
+    Args:
+        folder: of the token artifact.
+        embeddings: parquet of item embeddings that tokens are fitted on.
+        text_column: column of items.parquet that is encoded when `embeddings` is missing.
+        tokenizer: gen-tokens.
+        mem: mem-tokens.
+    """
+
+    folder: Path
+    embeddings: Path
+    text_column: str | None = "text"
+    tokenizer: RQKMeans
+    mem: MemTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, batch, precision and rhythm of a run.
+
+    Args:
+        batch_size: impressions of all ranks in a step.
+        num_epochs: passes over the training rows.
+        max_steps: stop after so many steps; None for all of `num_epochs`.
+        precision: of the network; `auto` takes bf16 where the processor multiplies it natively.
+        seed: of initial weights, dropout and the order of rows.
+        log_every: steps between two lines of metrics.
+        eval_every: steps between two evaluations on the validation part; None for once an epoch.
+        checkpoint_every: steps between two checkpoints; None for one at the end.
+        keep_checkpoints: newest checkpoints that are kept.
+        eval_batch_size: impressions of all ranks in a step of evaluation.
+    """
+
+    batch_size: int = 4096
+    num_epochs: int = 1
+    max_steps: int | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    eval_batch_size: int = 8192
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: naming the field, what was found and what is expected.
+        """
+        for name in (
+            "batch_size",
+            "num_epochs",
+            "log_every",
+            "keep_checkpoints",
+            "eval_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("max_steps", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name} is {value}, expected at least 1, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Data, tables, tokens, model, sharding, optimizers and length of one training run.
+
+    Variants are made with `dataclasses.replace`; every field can be set from the command line.
+
+    Args:
+        name: of the run folder and of rows in reports.
+        data: which log.
+        tables: every embedding table.
+        tokenizer: tokens, for models without item IDs.
+        model: item encoder, tower, heads.
+        sharding: how it is spread over ranks.
+        optim: optimizers.
+        train: length, batch, rhythm.
+    """
+
+    name: str
+    data: DataConfig
+    tables: tuple[TableSpec, ...]
+    tokenizer: TokensConfig | None = None
+    model: RankingModelConfig
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Cross-check the parts.
+
+        Raises:
+            ValueError: naming the two fields that disagree and both values.
+        """
+        check_tables(self.tables)
+        check_item_features(self.model, self.tables)
+        self._check_pooled_features()
+        self._check_tokens()
+
+    @property
+    def item_tables(self) -> dict[str, TableSpec]:
+        """Feature -> table that holds an item's identity."""
+        return {
+            feature: table
+            for table in self.tables
+            if table.pooling == "none"
+            for feature in table.features
+        }
+
+    def check_ranks(self, world_size: int) -> None:
+        """Check that batches divide by the number of ranks.
+
+        Raises:
+            ValueError: naming the batch size and the number of ranks.
+        """
+        for name in ("batch_size", "eval_batch_size"):
+            value = getattr(self.train, name)
+            if value % world_size:
+                raise ValueError(
+                    f"train.{name} is {value}, which {world_size} ranks can't share evenly; "
+                    f"try {value - value % world_size or world_size}"
+                )
+
+    def _check_pooled_features(self) -> None:
+        tables = {
+            feature: table
+            for table in self.tables
+            if table.pooling != "none"
+            for feature in table.features
+        }
+        features = {feature.name: feature for feature in self.data.schema.pooled_features}
+        if set(tables) != set(features):
+            raise ValueError(
+                f"tables and schema {self.data.schema.name!r} disagree: features without table: "
+                f"{sorted(set(features) - set(tables)) or 'none'}; tables of unknown features: "
+                f"{sorted(set(tables) - set(features)) or 'none'}"
+            )
+        for name, feature in features.items():
+            if tables[name].rows < feature.cardinality:
+                raise ValueError(
+                    f"table {tables[name].name!r}: rows is {tables[name].rows}, but feature "
+                    f"{name!r} has {feature.cardinality} ids (schema {self.data.schema.name!r}); "
+                    "give the table more rows, or hash the feature into fewer"
+                )
+
+    def _check_tokens(self) -> None:
+        item = self.model.item
+        if not isinstance(item, HybridTokensConfig):
+            if self.tokenizer is not None:
+                raise ValueError(
+                    "tokenizer is set but model.item reads item IDs, so it would have no effect; "
+                    "set tokenizer=None or use HybridTokensConfig"
+                )
+            return
+        if self.tokenizer is None:
+            raise ValueError("model.item reads tokens but tokenizer is None; name the tokens")
+        tokenizer, mem = self.tokenizer.tokenizer, self.tokenizer.mem
+        if item.num_levels != tokenizer.num_levels:
+            raise ValueError(
+                f"model.item.num_levels is {item.num_levels} but the tokenizer has "
+                f"{tokenizer.num_levels} levels"
+            )
+        gen = self.item_tables[GEN_TOKEN]
+        if gen.rows != tokenizer.num_levels * tokenizer.num_codes:
+            raise ValueError(
+                f"table {gen.name!r}: rows is {gen.rows}, but the tokenizer has "
+                f"{tokenizer.num_levels} x {tokenizer.num_codes} = "
+                f"{tokenizer.num_levels * tokenizer.num_codes} gen-tokens"
+            )
+        if item.mem_tokens and self.item_tables[MEM_TOKEN].rows > mem.num_merges:
+            raise ValueError(
+                f"table {self.item_tables[MEM_TOKEN].name!r}: rows is "
+                f"{self.item_tables[MEM_TOKEN].rows}, but at most {mem.num_merges} mem-tokens are "
+                "made; rows above that would never be trained"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved experiment as JSON values, with the class of every part."""
+        described = _describe(self)
+        assert isinstance(described, dict)
+        return described
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all values."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            "class": type(value).__name__,
+            **{f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)},
+        }
+    if isinstance(value, tuple | list):
+        return [_describe(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,103 @@
+"""TorchRec's training pipeline, with a clock and a guard before the backward pass."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from trainer.batch import Batch
+from trainer.distributed import Ranks
+from trainer.models.ranking_model import Outputs
+from trainer.parallelize import ParallelModel
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; no weight has been changed by that batch."""
+
+
+class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
+    """Overlaps reading, exchange of ids, and computing; stops before a bad batch does harm.
+
+    The loss is averaged over ranks in every step: that is the loss that is logged, and since one
+    rank's NaN reaches all, every rank stops at the same step, before any gradient exists.
+
+    Args:
+        parallel: model and optimizer.
+        ranks: this process among all.
+        bad_batch_folder: where a batch with a non-finite loss is saved, a file a rank.
+
+    Attributes:
+        loss: of the last step, averaged over ranks.
+        seconds: time spent since `take_seconds` in `data` (waiting for the reader), `forward`,
+            `backward` (with the fused table updates) and in `step` (everything).
+    """
+
+    def __init__(self, parallel: ParallelModel, ranks: Ranks, bad_batch_folder: Path) -> None:
+        super().__init__(parallel.model, parallel.optimizer, ranks.device)
+        self._ranks = ranks
+        self._bad_batch_folder = bad_batch_folder
+        self.loss = float("nan")
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._forward = parallel.model
+        self._model_fwd = self._timed_forward
+        self._feed: Iterator[Batch] = iter(())
+
+    def read_from(self, batches: Iterator[Batch]) -> None:
+        """Take batches from this iterator from now on."""
+        self._feed = self._timed_batches(batches)
+
+    def step(self) -> Outputs:
+        """Train on one batch.
+
+        Raises:
+            StopIteration: when no batch is left.
+            NonFiniteLossError: naming the saved batch.
+        """
+        start = time.perf_counter()
+        outputs = self.progress(self._feed)
+        self.seconds["step"] += time.perf_counter() - start
+        return outputs
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds by part since the last call."""
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
+        return taken
+
+    def _timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds["data"] += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _timed_forward(self, batch: Batch | None) -> tuple[Tensor, Outputs]:
+        start = time.perf_counter()
+        loss, outputs = self._forward(batch)
+        self.seconds["forward"] += time.perf_counter() - start
+        return loss, outputs
+
+    def _backward(self, losses: Tensor) -> None:
+        start = time.perf_counter()
+        self.loss = float(self._ranks.all_reduce(losses.detach().clone()) / self._ranks.world_size)
+        if not torch.isfinite(torch.tensor(self.loss)):
+            self._stop_at_bad_batch(float(losses.detach()))
+        super()._backward(losses)
+        self.seconds["backward"] += time.perf_counter() - start
+
+    def _stop_at_bad_batch(self, own_loss: float) -> None:
+        self._bad_batch_folder.mkdir(parents=True, exist_ok=True)
+        path = self._bad_batch_folder / f"rank_{self._ranks.rank}.pt"
+        torch.save(self.batches[0], path)
+        raise NonFiniteLossError(
+            f"loss is {self.loss} over all ranks ({own_loss} on rank {self._ranks.rank}); stopped "
+            f"before the backward pass, so no weight has changed. The batch is in {path}; lower "
+            "optim.dense_lr or optim.sparse_lr, or look for extreme values in its dense features."
+        )
