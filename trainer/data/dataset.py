@@ -219,8 +219,10 @@ class Dataset:
             DataError: on the first value that breaks the contract.
         """
         last_time: int | None = None
+        groups = list(dict.fromkeys([self.schema.user_group, self.schema.query_group]))
         for piece in self.parts.pieces(RowRange(0, self.num_rows)):
             _, last_time = self._decode(piece, last_time)
+            self.read(piece.rows, groups)  # refuses nulls, which would be a group of their own
 
     def _decode(self, piece: Piece, last_time: int | None) -> tuple[RowBlock, int]:
         """Return the rows of a piece, checked, and their last time."""

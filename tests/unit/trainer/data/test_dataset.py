@@ -220,6 +220,12 @@ def test_nan_dense_is_refused(small_log: Any) -> None:
         small_log.write().open().validate()
 
 
+def test_null_groups_are_refused(small_log: Any) -> None:
+    small_log.put("session_id", 200, None)
+    with pytest.raises(DataError, match=r"part-00001.parquet: column 'session_id': .* row 50; "):
+        small_log.write().open().validate()
+
+
 def test_unknown_user_is_refused(small_log: Any) -> None:
     small_log.users = small_log.users.slice(1)
     with pytest.raises(DataError, match=r"'user_id': expected ids that stand in users.parquet, "):
