@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from configs.datasets import Source
 from sharding.tables import TableSpec
-from trainer.experiment import Experiment, TrainConfig
+from trainer.experiment import Experiment
+from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModelConfig, TowerConfig
+from trainer.models.rankmixer import RankMixerConfig
 from trainer.modules.hybrid_tokens import (
     GEN_TOKEN,
     ITEM_ID,
@@ -17,6 +19,10 @@ from trainer.optim import OptimConfig
 
 ID_DIM = 32
 SIDE_DIM = 8
+ITEM_DIM = 48
+RANKMIXER = RankMixerConfig(num_tokens=8, dim=64, num_layers=2, expansion=2.0)
+DLRM_MLP = DLRMConfig(hidden_dims=(256, 128))
+OPTIM = OptimConfig(dense_lr=1e-3, sparse_lr=0.02, warmup_steps=50, decay="linear")
 
 
 def ranking_experiment(
@@ -25,8 +31,6 @@ def ranking_experiment(
     *,
     item: ItemIdConfig | HybridTokensConfig,
     tower: TowerConfig,
-    optim: OptimConfig,
-    train: TrainConfig,
 ) -> Experiment:
     """One experiment; ID and token models differ in `item` and its tables alone.
 
@@ -35,8 +39,6 @@ def ranking_experiment(
         source: data set and token settings.
         item: what stands for an item.
         tower: interaction architecture.
-        optim: optimizers.
-        train: length and batch.
     """
     return Experiment(
         name=name,
@@ -44,8 +46,20 @@ def ranking_experiment(
         tables=(*feature_tables(source), *item_tables(source, item)),
         tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
         model=RankingModelConfig(item=item, tower=tower),
-        optim=optim,
-        train=train,
+        optim=OPTIM,
+        train=source.train,
+    )
+
+
+def token_encoder(source: Source, *, mem_tokens: bool) -> HybridTokensConfig:
+    """An item is its tokens; widths make dense parameters agree with the ID model within 5 %."""
+    return HybridTokensConfig(
+        num_levels=source.tokens.tokenizer.num_levels,
+        table_dim=ID_DIM,
+        item_dim=ITEM_DIM,
+        hidden_dims=(96,),
+        dropout=0.1,
+        mem_tokens=mem_tokens,
     )
 
 

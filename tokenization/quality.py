@@ -95,10 +95,10 @@ def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -
     _, tuple_of, tuple_counts = np.unique(
         artifact.codes, axis=0, return_inverse=True, return_counts=True
     )
-    mem_bags = _mem_bags(artifact)
+    bags = mem_bags(artifact)
     mem_use = np.bincount(artifact.mem_values, minlength=artifact.num_merges)
     gen_rows = artifact.num_levels * artifact.num_codes
-    token_bags = np.column_stack([tuple_of.reshape(-1), mem_bags])
+    token_bags = np.column_stack([tuple_of.reshape(-1), bags])
     return TokenQuality(
         num_items=artifact.num_items,
         gen_rows=gen_rows,
@@ -107,7 +107,7 @@ def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -
         distinct_gen_tuples=len(tuple_counts),
         collision_rate=float(tuple_counts[tuple_counts > 1].sum() / artifact.num_items),
         distinct_token_bags=len(np.unique(token_bags, axis=0)),
-        distinct_mem_bags=len(np.unique(mem_bags)),
+        distinct_mem_bags=len(np.unique(bags)),
         mem_rows_used=int((mem_use > 0).sum()),
         mem_rows_single=int((mem_use == 1).sum()),
         items_without_mem=int((np.diff(artifact.mem_offsets) == 0).sum()),
@@ -143,7 +143,7 @@ def _mean_square(differences: NDArray[np.float32]) -> float:
     return float(total / len(differences))
 
 
-def _mem_bags(artifact: TokenArtifact) -> NDArray[np.int64]:
+def mem_bags(artifact: TokenArtifact) -> NDArray[np.int64]:
     """Number the sets of mem-tokens: int64 `(N,)`, equal where the sets are."""
     lengths = np.diff(artifact.mem_offsets)
     items = np.repeat(np.arange(artifact.num_items), lengths)

@@ -48,13 +48,15 @@ class TokensConfig:
         folder: of the token artifact.
         embeddings: parquet of item embeddings that tokens are fitted on.
         text_column: column of items.parquet that is encoded when `embeddings` is missing.
+        embedding_column: list column of items.parquet that is taken instead of encoding texts.
         tokenizer: gen-tokens.
         mem: mem-tokens.
     """
 
     folder: Path
     embeddings: Path
-    text_column: str | None = "text"
+    text_column: str = "text"
+    embedding_column: str | None = None
     tokenizer: RQKMeans
     mem: MemTokens
 

@@ -10,7 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,12 +40,13 @@ from trainer.tracking import TokenUse, Tracker, squared_norms
 
 logger = logging.getLogger(__name__)
 
+SplitName = Literal["train", "valid", "test"]
 FLOPS_BATCH = 4096
 _SAMPLE_SLICES = 8
 _SAMPLE_ROWS = 16_384
 
 
-def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
+def train(experiment: Experiment, folder: Path, resume: bool = False) -> None:
     """Train, evaluate and leave a run folder; every rank calls this.
 
     Args:
@@ -65,6 +66,32 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     ranks.barrier()
     log_to(run.log(ranks.rank))
     Trainer(experiment, run, ranks).run(resume=resume)
+
+
+def score_split(experiment: Experiment, folder: Path, split: SplitName, path: Path) -> None:
+    """Score a part of the log with a run's newest checkpoint; every rank calls this.
+
+    Args:
+        experiment: that was trained, with the same settings.
+        folder: of the run.
+        split: part of the log.
+        path: file that the predictions are written to.
+
+    Raises:
+        CheckpointError: when there is no checkpoint, or it is of other settings.
+    """
+    ranks = start_ranks()
+    run = RunFolder(folder)
+    log_to(run.log(ranks.rank))
+    trainer = Trainer(experiment, run, ranks)
+    newest = trainer.checkpoints.newest()
+    if newest is None:
+        raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
+    trainer.restore(newest)
+    predictions = trainer.score(getattr(trainer.splits, split))
+    if predictions is not None:
+        predictions.save(path)
+    ranks.barrier()
 
 
 @dataclass
@@ -124,14 +151,14 @@ class Trainer:
         """Train to the end, score the test part, write `result.json`."""
         newest = self.checkpoints.newest() if resume else None
         if newest is not None:
-            self._resume(newest)
+            self.restore(newest)
         pipeline = RankingPipeline(
             self.parallel, self.ranks, self.run_folder.path / "non_finite_batch"
         )
         self.parallel.model.train()
         with self._tracker() as tracker:
             self._train(pipeline, tracker)
-        predictions = self._score(self.splits.test)
+        predictions = self.score(self.splits.test)
         peak_bytes = int(
             self.ranks.all_reduce(
                 torch.tensor(peak_memory_bytes(), dtype=torch.float64, device=self.ranks.device)
@@ -169,7 +196,12 @@ class Trainer:
             num_steps=self.num_steps,
         )
 
-    def _resume(self, path: Path) -> None:
+    def restore(self, path: Path) -> None:
+        """Put a checkpoint in force.
+
+        Raises:
+            CheckpointError: when it was saved by other settings.
+        """
         found = read_state(path).get("experiment")
         expected = self.experiment.fingerprint
         if found != expected:
@@ -301,7 +333,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """AUC and LogLoss of each task on the validation part; empty on ranks above 0."""
         rows = self.splits.valid
-        predictions = self._score(rows)
+        predictions = self.score(rows)
         if predictions is None:
             return {}
         scores = predictions.aligned(rows)
@@ -314,7 +346,8 @@ class Trainer:
             )
         return values
 
-    def _score(self, rows: RowRange) -> Predictions | None:
+    def score(self, rows: RowRange) -> Predictions | None:
+        """Probabilities of a range of rows, on rank 0; None elsewhere."""
         reader = InteractionReader(
             self.dataset,
             rows=rows,

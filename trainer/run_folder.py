@@ -21,6 +21,7 @@ import torch
 
 from trainer.experiment import Experiment
 
+OWN_PACKAGES = ("launch", "configs", "trainer", "sharding", "tokenization")
 PACKAGES = (
     "torch",
     "torchrec",
@@ -130,18 +131,24 @@ def git_revision() -> str | None:
 
 
 def log_to(path: Path) -> None:
-    """Send this process's log records to a file: ours from INFO on, other packages' warnings."""
+    """Send this process's log records and Python warnings to a file.
+
+    Ours are written from INFO on, other packages' from WARNING on; the terminal shows our
+    warnings alone, since a newcomer can't act on those of the packages below.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        if isinstance(old, logging.FileHandler):
-            root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    for package in ("launch", "trainer", "sharding", "tokenization"):
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    terminal.addFilter(lambda record: record.name.split(".")[0] in OWN_PACKAGES)
+    logging.basicConfig(level=logging.WARNING, handlers=[file, terminal], force=True)
+    for package in OWN_PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+    torch_logger = logging.getLogger("torch")
+    for handler in torch_logger.handlers:
+        handler.setLevel(logging.ERROR)
+    logging.captureWarnings(capture=True)
 
 
 def _processor() -> str:

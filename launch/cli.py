@@ -1,0 +1,54 @@
+"""The `farewell` command: one verb, one module of this package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+VERBS = {
+    "doctor": "check this installation and say how to mend it",
+    "data": "write a data set folder: MovieLens, or a simulated log",
+    "embed": "texts of a catalogue -> one embedding an item",
+    "tokenize": "item embeddings -> gen-tokens and mem-tokens",
+    "train": "train a named experiment on one or many ranks",
+    "evaluate": "metrics of a finished run, with intervals and buckets",
+    "compare": "train and report a named comparison: quality, storage, speed",
+    "demo": "from nothing to the report on MovieLens-1M",
+}
+USAGE = "usage: farewell VERB [options]      farewell VERB --help tells more\n"
+
+
+def main() -> None:
+    """Run one verb; every expected error ends as one message and a non-zero exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print(USAGE)
+        for verb, what in VERBS.items():
+            print(f"  {verb:<{width}}  {what}")
+        print("\nfirst steps:  farewell doctor;  farewell demo")
+        raise SystemExit(0 if arguments else 2)
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        _fail(f"no verb {verb!r}; there are {', '.join(VERBS)}", 2)
+    try:
+        importlib.import_module(f"launch.{verb}").main(rest)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("FAREWELL_TRACEBACK") == "1" or "RANK" in os.environ:
+            raise  # a rank's agent carries the message to the launching process
+        _fail(str(error) or type(error).__name__, 1)
+    except ImportError as error:
+        _fail(f"{error}; run `farewell doctor`", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"farewell: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+r"""Train the rows of a named comparison, evaluate them on the same test rows, write the report.
+
+    farewell compare id_vs_tokens.movielens1m
+    farewell compare id_vs_tokens.movielens1m --seeds 3 --ranks 2
+
+A row that was trained before with the same settings is not trained again; one that was stopped
+goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from launch.named import load_named, name_and_options
+from launch.prepare import prepare
+from launch.ranks import run_on_ranks
+from launch.terminal import result_console
+from tokenization.quality import mem_bags
+from trainer.baselines.base import Baseline
+from trainer.comparison import ComparedRow, Comparison
+from trainer.data.dataset import Dataset
+from trainer.data.schema import Splits
+from trainer.evaluation import EvaluationSplit
+from trainer.experiment import Experiment
+from trainer.loop import load_tokens, train
+from trainer.modules.hybrid_tokens import MEM_TOKEN
+from trainer.predictions import Predictions
+from trainer.report import (
+    CurvePoint,
+    ReportRow,
+    RowRun,
+    build_report,
+    print_report,
+    write_report,
+)
+from trainer.run_folder import RunFolder, describe_machine, package_versions, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """How a comparison is run.
+
+    Args:
+        seeds: each row is trained with seeds 0 to `seeds` - 1; medians are shown.
+        ranks: processes on this machine.
+        folder: of the report and the runs; by default `runs/<comparison>`.
+        json: file to write the report to, beside `report.json` in the folder.
+    """
+
+    seeds: int = 1
+    ranks: int = 2
+    folder: Path | None = None
+    json: Path | None = None
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `farewell compare` with the words that follow the verb."""
+    name, words = name_and_options(args, verb="compare", description=__doc__)
+    comparison = load_named(name, Comparison)
+    options = tyro.cli(
+        CompareOptions, prog=f"farewell compare {name}", description=__doc__, args=words
+    )
+    compare(comparison, options)
+
+
+def compare(comparison: Comparison, options: CompareOptions) -> None:
+    """Train what is missing, evaluate, print and write the report.
+
+    Raises:
+        ValueError: for whatever is wrong with data, tokens or settings.
+        RankFailedError: when a rank of a row failed; finished rows are kept.
+    """
+    console = result_console()
+    folder = options.folder or Path("runs") / comparison.name
+    for row in comparison.rows:
+        prepare(row.experiment, console)
+    first = comparison.rows[0].experiment
+    dataset = Dataset.open(first.data.folder, first.data.schema)
+    splits = dataset.split(first.data.split)
+    rows = [
+        *(_oracle(comparison, dataset, splits)),
+        *(_baseline(baseline, dataset, splits, console) for baseline in comparison.baselines),
+        *(_trained(row, folder, options, splits, console) for row in comparison.rows),
+    ]
+    with console.status("evaluating the test rows"):
+        report = build_report(
+            experiment=comparison.name,
+            dataset=dataset.schema.name,
+            split=EvaluationSplit.from_dataset(dataset, splits, splits.test),
+            rows=rows,
+            machine={key: str(value) for key, value in describe_machine().items()},
+            versions=package_versions(),
+        )
+    print_report(report, console)
+    write_report(folder, report)
+    if options.json is not None:
+        write_json(options.json, report)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _trained(
+    row: ComparedRow, folder: Path, options: CompareOptions, splits: Splits, console: Console
+) -> ReportRow:
+    """Train the missing seeds of a row and read all of them."""
+    runs, cost = [], {}
+    for seed in range(options.seeds):
+        experiment = replace(row.experiment, train=replace(row.experiment.train, seed=seed))
+        run = RunFolder(
+            folder / "rows" / f"{experiment.name}_seed{seed}_{experiment.fingerprint[:8]}"
+        )
+        if not run.result.exists():
+            console.print(f"[bold]{row.title}[/bold], seed {seed}: {run.path}", soft_wrap=True)
+            run_on_ranks(
+                train, options.ranks, experiment, run.path, True, log_folder=run.path / "log"
+            )
+        cost = json.loads(run.result.read_text())
+        runs.append(_read_run(run, experiment, seed, splits, cost))
+    return ReportRow(
+        name=row.title,
+        tokens=row.tokens,
+        tower=row.tower,
+        dense_params=cost["dense_params"],
+        sparse_params=cost["sparse_params"],
+        sparse_bytes=cost["sparse_bytes"],
+        flops_per_batch=cost["flops_per_batch"],
+        batch_size=cost["flops_batch"],
+        details=_token_counts(row.experiment),
+        runs=tuple(runs),
+    )
+
+
+def _read_run(
+    run: RunFolder, experiment: Experiment, seed: int, splits: Splits, cost: dict[str, float]
+) -> RowRun:
+    main_task = experiment.data.schema.labels[0]
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return RowRun(
+        seed=seed,
+        scores=Predictions.load(run.predictions).aligned(splits.test),
+        curve=tuple(
+            CurvePoint(
+                samples=line["samples"],
+                loss=line.get("train/loss"),
+                valid_auc=line.get(f"valid/{main_task}_auc"),
+            )
+            for line in lines
+        ),
+        samples_per_s=cost["samples_per_s"],
+        wall_seconds=cost["train_seconds"],
+        peak_rss_bytes=int(cost["peak_rss_bytes"]),
+    )
+
+
+def _token_counts(experiment: Experiment) -> dict[str, str]:
+    """How far a model's tokens tell items apart, in words for the report."""
+    tokens = load_tokens(experiment)
+    if tokens is None:
+        return {}
+    tables = experiment.item_tables
+    counts = {
+        "items": f"{tokens.num_items:,}",
+        "distinct gen-token tuples": f"{len(np.unique(tokens.codes, axis=0)):,}",
+        "token rows": f"{sum(table.rows for table in tables.values()):,}",
+    }
+    if MEM_TOKEN in tables:
+        counts["mem-tokens found"] = f"{tokens.num_merges:,}"
+        counts["distinct mem-token bags"] = f"{len(np.unique(mem_bags(tokens))):,}"
+    return counts
+
+
+def _baseline(baseline: Baseline, dataset: Dataset, splits: Splits, console: Console) -> ReportRow:
+    start = time.perf_counter()
+    with console.status(f"fitting {baseline.name}"):
+        scores = {
+            task: baseline.fit_predict(dataset, splits, task) for task in dataset.schema.labels
+        }
+    return ReportRow(
+        name=baseline.name,
+        kind="baseline",
+        runs=(RowRun(seed=0, scores=scores, wall_seconds=time.perf_counter() - start),),
+    )
+
+
+def _oracle(comparison: Comparison, dataset: Dataset, splits: Splits) -> list[ReportRow]:
+    """The row that knows the true probabilities, where the log holds them."""
+    if not comparison.oracle:
+        return []
+    columns = dataset.read(splits.test, list(comparison.oracle.values()))
+    scores = {task: columns[column] for task, column in comparison.oracle.items()}
+    return [
+        ReportRow(
+            name="best possible (true odds)",
+            kind="oracle",
+            runs=(RowRun(seed=0, scores=scores),),
+        )
+    ]

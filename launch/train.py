@@ -1,0 +1,99 @@
+r"""Train a named experiment, or one of your own.
+
+    farewell train trm_rankmixer.movielens1m --ranks 2
+    farewell train trm_rankmixer.movielens1m --train.max-steps 100 --optim.sparse-lr 0.01
+    farewell train mine.py:experiment --folder runs/mine --resume
+    torchrun --nproc-per-node 2 -m launch.cli train trm_rankmixer.movielens1m --folder runs/mine
+
+Under torchrun or torchx this process is one of the ranks; otherwise `--ranks` starts them here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from launch.named import load_named, name_and_options
+from launch.prepare import prepare
+from launch.ranks import run_on_ranks, under_torchrun
+from trainer.experiment import Experiment
+from trainer.loop import train
+from trainer.run_folder import RunFolder, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """A run: where it goes, on how many ranks, and the experiment.
+
+    Args:
+        folder: run folder; by default `runs/<experiment>/<time>`, with `--resume` the newest one.
+        resume: go on from the newest complete checkpoint of `folder`.
+        ranks: processes to start on this machine (under torchrun, torchrun decides).
+        json: file to write the result to.
+        experiment: what is trained.
+    """
+
+    folder: Path | None = None
+    resume: bool = False
+    ranks: int = 1
+    json: Path | None = None
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `farewell train` with the words that follow the verb."""
+    name, options = name_and_options(args, verb="train", description=__doc__)
+    command = tyro.cli(
+        TrainCommand,
+        prog=f"farewell train {name}",
+        description=__doc__,
+        default=TrainCommand(experiment=load_named(name, Experiment)),
+        args=options,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    folder = command.folder or _folder(command)
+    if not under_torchrun():
+        prepare(command.experiment, Console())
+        run_on_ranks(
+            train,
+            command.ranks,
+            command.experiment,
+            folder,
+            command.resume,
+            log_folder=folder / "log",
+        )
+    elif command.folder is None:
+        raise ValueError("under torchrun every rank must agree on the run folder: give --folder")
+    else:
+        train(command.experiment, folder, command.resume)
+    if os.environ.get("RANK", "0") == "0":
+        _tell(RunFolder(folder), command.json)
+
+
+def _folder(command: TrainCommand) -> Path:
+    runs = Path("runs") / command.experiment.name
+    if command.resume:
+        earlier = sorted(path for path in runs.glob("*") if (path / "config.json").exists())
+        if not earlier:
+            raise ValueError(f"--resume: no run in {runs}; give --folder, or train without it")
+        return earlier[-1]
+    return runs / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _tell(run: RunFolder, json_path: Path | None) -> None:
+    result = json.loads(run.result.read_text())
+    if json_path is not None:
+        write_json(json_path, result)
+    Console().print(
+        f"{run.path}: {result['samples']:,} impressions at {result['samples_per_s']:,.0f}/s; "
+        f"tensorboard --logdir {run.tensorboard}",
+        soft_wrap=True,
+    )
