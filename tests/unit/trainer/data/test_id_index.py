@@ -13,10 +13,11 @@ RNG = np.random.default_rng(0)
         RNG.permutation(50) + 1000,
         RNG.permutation(50) - 25,
         np.unique(RNG.integers(-(2**62), 2**62, 50)),
+        np.unique(RNG.integers(-(2**30), 2**30, 50)),
         np.array([5]),
         np.array([], dtype=np.int64),
     ],
-    ids=["dense", "shifted", "negative", "sparse", "one", "none"],
+    ids=["dense", "shifted", "negative", "sparse", "sparse and small", "one", "none"],
 )
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_equals_a_dictionary(ids: np.ndarray, dtype: type) -> None:
