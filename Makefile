@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python 3.11 and make, nothing else: they build .venv first.
+PYTHON ?= python3.11
+DEVICE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+STAMP := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: install demo test test-slow lint types contracts doctor clean
+
+install: $(STAMP)
+
+$(STAMP): $(wildcard requirements/*.txt) setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	$(PIP) --no-deps -r requirements/torchrec.txt
+	$(PIP) --no-deps --editable .
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: install
+	$(BIN)/farewell demo
+
+doctor: install
+	$(BIN)/farewell doctor
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+contracts: install
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
