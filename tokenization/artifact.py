@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `tokens.parquet` | `item_id` int64, `codes` and `mem_tokens` list<int32>; one row an item |
-| `codebooks.safetensors` | `codebooks` float32 `(L, K, D)` |
+| `codebooks.safetensors` | `codebooks` float32 `(L, K, D)`, and what else the tokenizer has |
 | `merges.parquet` | `left`, `right`, `count` int64; row `i` makes mem-token `i` |
 | `manifest.json` | settings, counts, fingerprints, package versions |
 
@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tokenization.base import Codebooks, Codes
+from tokenization.base import Codebooks, Codes, SemanticTokenizer
 from tokenization.mem_tokens import Merges
+from tokenization.tokenizers import restore
 
 FORMAT = 1
 """Raised whenever a reader of the older format would misread the folder."""
@@ -50,10 +51,12 @@ class TokenArtifact:
 
     Args:
         item_ids: int64 `(N,)`, each once.
-        codes: gen codes, int32 `(N, L)` in `[0, K)`.
+        codes: gen codes, int32 `(N, L)` in `[0, K)`; with one more column than there are codebooks
+            where collisions are resolved by an extra code.
         mem_values: mem-token ids, int64 in `[0, M)`.
         mem_offsets: int64 `(N + 1,)`: item `n` has `mem_values[mem_offsets[n]:mem_offsets[n + 1]]`.
         codebooks: float32 `(L, K, D)`.
+        tensors: the tokenizer's other arrays by name, e.g. the networks of RQ-VAE.
         merges: the M merges that made the mem-tokens.
         manifest: settings, embedding fingerprint and versions; `save` adds counts and fingerprint.
 
@@ -68,13 +71,22 @@ class TokenArtifact:
     codebooks: Codebooks
     merges: Merges
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
         num_items = len(self.item_ids)
-        shape = (num_items, self.num_levels)
-        if self.codes.shape != shape:
-            raise TokenArtifactError(f"codes: expected shape {shape}, found {self.codes.shape}")
+        num_books = len(self.codebooks)
+        if self.codes.shape not in ((num_items, num_books), (num_items, num_books + 1)):
+            raise TokenArtifactError(
+                f"codes: expected shape {(num_items, num_books)}, or one column more with an extra "
+                f"code, found {self.codes.shape}"
+            )
+        if self.merges.num_levels != self.num_levels:
+            raise TokenArtifactError(
+                f"merges: expected those of {self.num_levels} levels as the codes have, found "
+                f"{self.merges.num_levels}"
+            )
         if num_items and (self.codes.min() < 0 or self.codes.max() >= self.num_codes):
             raise TokenArtifactError(
                 f"codes: expected values in [0, {self.num_codes}), found "
@@ -112,8 +124,8 @@ class TokenArtifact:
 
     @property
     def num_levels(self) -> int:
-        """Codes per item, L."""
-        return self.codebooks.shape[0]
+        """Codes per item: one a codebook, and the extra code where there is one."""
+        return self.codes.shape[1]
 
     @property
     def num_codes(self) -> int:
@@ -137,7 +149,25 @@ class TokenArtifact:
             merges_left=self.merges.left,
             merges_right=self.merges.right,
             merges_count=self.merges.count,
+            **{f"tensors.{name}": array for name, array in self.tensors.items()},
         )
+
+    @cached_property
+    def tokenizer(self) -> SemanticTokenizer:
+        """The fitted tokenizer.
+
+        Raises:
+            TokenArtifactError: a manifest without the tokenizer's settings.
+        """
+        try:
+            return restore(
+                self.manifest["tokenizer"], {**self.tensors, "codebooks": self.codebooks}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TokenArtifactError(
+                f"manifest: expected the settings of a tokenizer, found {error!r}; make the "
+                f"artifact again with `farewell tokenize`"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write the artifact; an older artifact at `folder` is replaced as a whole.
@@ -174,8 +204,10 @@ class TokenArtifact:
         pq.write_table(tokens, folder / "tokens.parquet")
         merges = {"left": self.merges.left, "right": self.merges.right, "count": self.merges.count}
         pq.write_table(pa.table(merges), folder / "merges.parquet")
+        arrays = {**self.tensors, "codebooks": self.codebooks}
         save_file(
-            {"codebooks": np.ascontiguousarray(self.codebooks)}, folder / "codebooks.safetensors"
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            folder / "codebooks.safetensors",
         )
         manifest = {
             "format": FORMAT,
@@ -229,22 +261,24 @@ class TokenArtifact:
     def _read(cls, folder: Path, manifest: dict[str, Any]) -> TokenArtifact:
         tokens = pq.read_table(folder / "tokens.parquet").combine_chunks()
         merges = pq.read_table(folder / "merges.parquet")
-        codebooks = load_file(folder / "codebooks.safetensors")["codebooks"]
+        tensors = load_file(folder / "codebooks.safetensors")
+        codebooks = tensors.pop("codebooks")
         if codebooks.ndim != 3:
             raise TokenArtifactError(
                 f"codebooks.safetensors: expected (levels, codes, dimensions), found shape "
                 f"{codebooks.shape}"
             )
         code_values, code_offsets = _flat(tokens, "codes")
-        if (np.diff(code_offsets) != codebooks.shape[0]).any():
+        num_levels = int(code_offsets[1]) if len(tokens) else len(codebooks)
+        if (np.diff(code_offsets) != num_levels).any() or num_levels - len(codebooks) not in (0, 1):
             raise TokenArtifactError(
                 f"tokens.parquet, column codes: expected {codebooks.shape[0]} codes an item as "
-                f"codebooks.safetensors has levels, found others"
+                f"codebooks.safetensors has levels (or one more everywhere), found others"
             )
         mem_values, mem_offsets = _flat(tokens, "mem_tokens")
         return cls(
             item_ids=_integers(tokens, "item_id"),
-            codes=code_values.astype(np.int32).reshape(-1, codebooks.shape[0]),
+            codes=code_values.astype(np.int32).reshape(-1, num_levels),
             mem_values=mem_values,
             mem_offsets=mem_offsets,
             codebooks=codebooks,
@@ -252,10 +286,11 @@ class TokenArtifact:
                 left=_integers(merges, "left"),
                 right=_integers(merges, "right"),
                 count=_integers(merges, "count"),
-                num_levels=codebooks.shape[0],
+                num_levels=num_levels,
                 num_codes=codebooks.shape[1],
             ),
             manifest=manifest,
+            tensors=tensors,
         )
 
 

@@ -4,16 +4,25 @@ A config (:class:`TokenizerConfig`, for instance :class:`tokenization.rq_kmeans.
 value; `fit` turns it and a matrix of item embeddings into a :class:`SemanticTokenizer`, which
 never changes again. Same config, seed and embeddings on the same machine: same codes.
 
+A fitted tokenizer is its config and a few named arrays (`tensors`), so that all of them save to
+the same kind of file and travel in the same token artifact.
+
 Shape suffixes: N items, D dimensions, L levels, K codes a level.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 Embeddings = NDArray[np.float32]
 """Item embeddings, float32 `(N, D)`, C-contiguous and finite."""
@@ -22,38 +31,77 @@ Codes = NDArray[np.int32]
 """Gen-token codes, int32 `(N, L)`, each in `[0, K)`."""
 
 Codebooks = NDArray[np.float32]
-"""Codewords, float32 `(L, K, D)`."""
+"""Codewords, float32 `(L, K, D)`; D is that of the latent or of the subspace where the tokenizer
+quantizes something else than the embedding itself."""
 
 
-class SemanticTokenizer(Protocol):
-    """A fitted tokenizer: item embeddings to codes and back."""
+class SemanticTokenizer(abc.ABC):
+    """A fitted tokenizer: item embeddings to codes and back.
 
-    @property
-    def num_levels(self) -> int:
-        """Codes per item, L."""
-        ...
+    Args:
+        config: the settings that it was fitted with.
+        tensors: its arrays by name, `codebooks` `(L, K, D)` among them.
+    """
 
-    @property
-    def num_codes(self) -> int:
-        """Codes per level, K."""
-        ...
+    kind: ClassVar[str]
+    """As of its config."""
+
+    def __init__(self, *, config: TokenizerConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.config = config
+        self.tensors = dict(tensors)
 
     @property
     def codebooks(self) -> Codebooks:
         """Codewords, float32 `(L, K, D)`."""
-        ...
+        return self.tensors["codebooks"]
 
+    @property
+    def num_levels(self) -> int:
+        """Codes per item, L."""
+        return self.codebooks.shape[0]
+
+    @property
+    def num_codes(self) -> int:
+        """Codes per level, K."""
+        return self.codebooks.shape[1]
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Dimensions of the embeddings."""
+
+    @abc.abstractmethod
     def encode(self, embeddings: NDArray[np.floating]) -> Codes:
         """Return the codes `(N, L)` of `embeddings` `(N, D)`."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, codes: NDArray[np.integer]) -> Embeddings:
-        """Return the embeddings `(N, D)` that `codes` `(N, L)` stand for."""
-        ...
+        """Return the embeddings `(N, D)` that `codes` `(N, l)`, `l <= L`, stand for.
+
+        Fewer columns than levels decode as far as they tell.
+        """
+
+    @abc.abstractmethod
+    def last_level_distances(
+        self, embeddings: NDArray[np.floating], codes: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """Return how far each last-level codeword is from what the levels before leave.
+
+        Args:
+            embeddings: floating `(N, D)`.
+            codes: their codes `(N, L)`; the last column is not looked at.
+
+        Returns:
+            float32 `(N, K)`, squared distances up to a constant per item.
+        """
 
     def save(self, path: Path) -> None:
-        """Write everything that `encode` and `decode` need to one file."""
-        ...
+        """Write settings and arrays to one safetensors file, whole or not at all."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        metadata = {"tokenizer": json.dumps(describe(self.config))}
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.tensors.items()}
+        save_file(arrays, partial, metadata=metadata)
+        partial.replace(path)
 
 
 class TokenizerConfig(Protocol):
@@ -77,6 +125,32 @@ class TokenizerConfig(Protocol):
     def fit(self, embeddings: NDArray[np.floating]) -> SemanticTokenizer:
         """Return the tokenizer fitted to `embeddings` `(N, D)`."""
         ...
+
+
+def describe(config: TokenizerConfig) -> dict[str, Any]:
+    """Return the settings as JSON values, with the kind."""
+    return {"kind": config.kind, **dataclasses.asdict(config)}
+
+
+def check_codes(codes: NDArray[np.integer], *, num_levels: int, num_codes: int) -> None:
+    """Raise a ValueError unless `codes` is `(N, l)`, `l <= num_levels`, within the codebooks."""
+    if codes.ndim != 2 or codes.shape[1] > num_levels:
+        raise ValueError(
+            f"codes: expected shape (items, at most {num_levels}), found {codes.shape}"
+        )
+    if codes.size and (codes.min() < 0 or codes.max() >= num_codes):
+        raise ValueError(
+            f"codes: expected values in [0, {num_codes}), found {codes.min()} to {codes.max()}"
+        )
+
+
+def check_enough_items(num_items: int, num_codes: int) -> None:
+    """Raise a ValueError when there are fewer items than codes."""
+    if num_items < num_codes:
+        raise ValueError(
+            f"num_codes: {num_codes} codes need at least as many items, found {num_items} items; "
+            f"set num_codes to {num_items} or lower"
+        )
 
 
 def check_embeddings(

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenization.base import Embeddings
+from tokenization.base import Embeddings, check_enough_items
 
 _STARTING_POINTS = 4  # averaged into one starting centroid, where there are as many a code
 
@@ -39,11 +39,7 @@ def fit_kmeans(
         ValueError: fewer points than codes.
     """
     num_points, dim = points.shape
-    if num_points < num_codes:
-        raise ValueError(
-            f"num_codes: {num_codes} codes need at least as many items, found {num_points} items; "
-            f"set num_codes to {num_points} or lower"
-        )
+    check_enough_items(num_points, num_codes)
     kmeans = faiss.Kmeans(
         dim,
         num_codes,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numba
 import numpy as np
@@ -29,24 +29,50 @@ from numpy.typing import NDArray
 from tokenization.base import Codes, check_at_least
 from tokenization.vocabulary import gen_row
 
-Cover = Literal["finest", "tree"]
-"""Which mem-tokens an item gets: `finest`, those of its final segmentation; `tree`, also the
-smaller ones that these were merged from."""
+Cover = Literal["finest", "tree", "windows"]
+"""Which tokens an item gets: `finest`, those of its final segmentation; `tree`, also the
+smaller ones that these were merged from; `windows`, every run of codes that has a token, whatever
+it overlaps (`tokenization.ngrams.KGrams`)."""
+
+
+class MemConfig(Protocol):
+    """Settings of combinations of codes: BPE, prefixes or k-grams; a frozen dataclass."""
+
+    kind: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def cover(self) -> Cover:
+        """Which tokens an item gets."""
+        ...
+
+    @property
+    def num_merges(self) -> int:
+        """Most tokens."""
+        ...
+
+    def fit(
+        self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
+    ) -> Merges:
+        """Return the combinations found in codes `(N, L)`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemTokens:
-    """Settings of mem-tokens.
+    """Settings of mem-tokens by byte-pair encoding.
 
     Args:
         num_merges: most merges to make (the paper's largest vocabulary: 20 million).
         min_frequency: fewest items that must share a mem-token, at least 2.
-        cover: which mem-tokens an item gets, see `Cover`.
+        cover: which mem-tokens an item gets, `finest` or `tree`, see `Cover`.
     """
+
+    kind: ClassVar[str] = "bpe"
 
     num_merges: int = 20_000_000
     min_frequency: int = 2
-    cover: Cover = "finest"
+    cover: Literal["finest", "tree"] = "finest"
 
     def __post_init__(self) -> None:
         """Check counts and cover."""
@@ -71,20 +97,13 @@ class MemTokens:
         """
         if codes.ndim != 2 or codes.shape[1] == 0:
             raise ValueError(f"codes: expected shape (items, levels), found {codes.shape}")
-        weights = np.ones(len(codes), dtype=np.int64) if weights is None else weights
-        if weights.shape != (len(codes),) or weights.dtype.kind not in "iu":
-            raise ValueError(
-                f"weights: expected one integer for each of {len(codes)} items, found "
-                f"{weights.dtype} of shape {weights.shape}"
-            )
-        if weights.size and weights.min() < 0:
-            raise ValueError(f"weights: expected at least 0, found {weights.min()}")
+        weights = check_weights(weights, len(codes))
         pair_of, left, right = _starting_pairs(codes, num_codes)
         left, right, count = _merge(
             pair_of,
             left,
             right,
-            weights.astype(np.int64),
+            weights,
             num_codes,
             min(self.num_merges, pair_of.size // self.min_frequency),
             self.min_frequency,
@@ -121,7 +140,8 @@ class Merges:
 
         Args:
             codes: int32 `(N, L)` in `[0, K)`.
-            cover: `finest` lists an item's mem-tokens by level; `tree` by mem-token id.
+            cover: `finest` lists an item's mem-tokens by level; `tree` by mem-token id;
+                `windows` by length, then by level.
 
         Returns:
             values int64 in `[0, M)` and offsets int64 `(N + 1,)`: item `n` has
@@ -135,20 +155,52 @@ class Merges:
                 f"codes: expected shape (items, {self.num_levels}) as the merges were fitted on, "
                 f"found {codes.shape}"
             )
-        num_symbols = self.num_levels * self.num_codes + len(self)
-        keys = self.left * num_symbols + self.right
+        num_gen = self.num_levels * self.num_codes
+        keys = self.left * (num_gen + len(self)) + self.right
         order = np.argsort(keys)
-        tokens = _apply(
-            gen_row(codes, self.num_codes),
-            keys[order],
-            order,
-            self.num_levels * self.num_codes,
-            cover == "tree",
-        )
+        rows = gen_row(codes, self.num_codes)
+        if cover == "windows":
+            tokens = _windows(rows, keys[order], order, num_gen)
+        else:
+            tokens = _apply(rows, keys[order], order, num_gen, cover == "tree")
         kept = tokens >= 0
         offsets = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(kept.sum(axis=1), out=offsets[1:])
         return tokens[kept], offsets
+
+
+def check_weights(weights: NDArray[np.integer] | None, num_items: int) -> NDArray[np.int64]:
+    """Return one int64 weight an item, 1 where none are given.
+
+    Raises:
+        ValueError: not one integer of at least 0 for each item.
+    """
+    if weights is None:
+        return np.ones(num_items, dtype=np.int64)
+    if weights.shape != (num_items,) or weights.dtype.kind not in "iu":
+        raise ValueError(
+            f"weights: expected one integer for each of {num_items} items, found "
+            f"{weights.dtype} of shape {weights.shape}"
+        )
+    if weights.size and weights.min() < 0:
+        raise ValueError(f"weights: expected at least 0, found {weights.min()}")
+    return weights.astype(np.int64)
+
+
+def _windows(
+    rows_NL: NDArray[np.int64], keys: NDArray[np.int64], ranks: NDArray[np.int64], num_gen: int
+) -> NDArray[np.int64]:
+    """Look up every run of codes, from the run shorter by one; -1 where there is no token."""
+    num_symbols = num_gen + len(keys)
+    current, found = rows_NL, [np.full((len(rows_NL), 1), -1, dtype=np.int64)]
+    for length in range(2, rows_NL.shape[1] + 1 if len(keys) else 0):
+        left = current[:, : rows_NL.shape[1] - length + 1]
+        wanted = left * num_symbols + rows_NL[:, length - 1 :]
+        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        hit = (left >= 0) & (keys[place] == wanted)
+        found.append(np.where(hit, ranks[place], -1))
+        current = np.where(hit, num_gen + ranks[place], -1)
+    return np.concatenate(found, axis=1)
 
 
 def _starting_pairs(

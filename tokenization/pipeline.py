@@ -14,8 +14,9 @@ import safetensors
 from numpy.typing import NDArray
 
 from tokenization.artifact import TokenArtifact, fingerprint_arrays
-from tokenization.base import TokenizerConfig, check_embeddings
-from tokenization.mem_tokens import MemTokens
+from tokenization.base import TokenizerConfig, check_embeddings, describe
+from tokenization.collisions import Collisions, resolve_collisions
+from tokenization.mem_tokens import MemConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ def fit_tokens(
     embeddings: NDArray[np.floating],
     *,
     tokenizer: TokenizerConfig,
-    mem: MemTokens,
+    mem: MemConfig,
     weights: NDArray[np.integer] | None = None,
+    collisions: Collisions = "keep",
 ) -> TokenArtifact:
     """Fit gen-tokens and mem-tokens and return every item's (TRM section 3.2).
 
@@ -36,8 +38,9 @@ def fit_tokens(
         item_ids: integers `(N,)`, each once.
         embeddings: floating `(N, D)`, row `n` is that of `item_ids[n]`.
         tokenizer: settings of the gen-tokens, e.g. :class:`tokenization.rq_kmeans.RQKMeans`.
-        mem: settings of the mem-tokens.
+        mem: settings of the mem-tokens, or of n-grams in their place.
         weights: one integer `(N,)` an item for the mem-tokens' frequencies, e.g. exposures.
+        collisions: what becomes of items with equal codes, see `tokenization.collisions`.
 
     Raises:
         ValueError: ids and embeddings that do not match, or what `fit` of either part refuses.
@@ -57,7 +60,7 @@ def fit_tokens(
         )
     embeddings = check_embeddings(embeddings)
     fitted = tokenizer.fit(embeddings)
-    codes = fitted.encode(embeddings)
+    codes = resolve_collisions(fitted.encode(embeddings), embeddings, fitted, how=collisions)
     merges = mem.fit(codes, num_codes=fitted.num_codes, weights=weights)
     mem_values, mem_offsets = merges.encode(codes, cover=mem.cover)
     logger.info("%d items: %d mem-tokens found", len(item_ids), len(merges))
@@ -67,10 +70,17 @@ def fit_tokens(
         mem_values=mem_values,
         mem_offsets=mem_offsets,
         codebooks=fitted.codebooks,
+        tensors={name: array for name, array in fitted.tensors.items() if name != "codebooks"},
         merges=merges,
         manifest={
-            "tokenizer": {"kind": tokenizer.kind, **dataclasses.asdict(tokenizer)},
-            "mem": {**dataclasses.asdict(mem), "weighted": weights is not None},
+            "tokenizer": describe(tokenizer),
+            "collisions": collisions,
+            "mem": {
+                "kind": mem.kind,
+                **dataclasses.asdict(mem),
+                "cover": mem.cover,
+                "weighted": weights is not None,
+            },
             "embedding_fingerprint": fingerprint_arrays(embeddings=embeddings),
             "versions": {
                 "python": platform.python_version(),

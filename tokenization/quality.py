@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenization import residual
 from tokenization.artifact import TokenArtifact
 from tokenization.base import check_embeddings
 
@@ -91,7 +90,7 @@ def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -
             f"embeddings: expected one row for each of {artifact.num_items} items, found "
             f"{len(embeddings)}"
         )
-    embeddings = check_embeddings(embeddings, dim=artifact.codebooks.shape[2])
+    embeddings = check_embeddings(embeddings, dim=artifact.tokenizer.dim)
     _, tuple_of, tuple_counts = np.unique(
         artifact.codes, axis=0, return_inverse=True, return_counts=True
     )
@@ -121,7 +120,8 @@ def _levels(artifact: TokenArtifact, embeddings: NDArray[np.float32]) -> tuple[L
     variance = _mean_square(centred)
     levels = []
     for level in range(artifact.num_levels):
-        decoded = residual.decode(artifact.codes[:, : level + 1], artifact.codebooks)
+        known = min(level + 1, len(artifact.codebooks))  # an extra code decodes to nothing
+        decoded = artifact.tokenizer.decode(artifact.codes[:, :known])
         distortion = _mean_square(embeddings - decoded)
         counts = np.bincount(artifact.codes[:, level], minlength=artifact.num_codes)
         used = counts[counts > 0] / artifact.num_items

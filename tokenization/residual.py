@@ -8,13 +8,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenization.base import Codebooks, Codes, Embeddings
+from tokenization.base import Codebooks, Codes, Embeddings, check_codes
 
 _BLOCK_VALUES = 1 << 22  # distances held at a time: 16 MiB of float32
 _ROUNDING = np.float32(2e-6)  # of a score's terms
 
 
-def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
+def nearest(
+    points: Embeddings,
+    codewords: NDArray[np.float32],
+    prices: NDArray[np.float32] | None = None,
+) -> NDArray[np.int32]:
     """Return, for each point, the index of the nearest codeword; ties go to the smallest index.
 
     Codewords whose scores differ by no more than float32 rounding tie: the matrix product rounds a
@@ -24,6 +28,7 @@ def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.in
     Args:
         points: float32 `(N, D)`.
         codewords: float32 `(K, D)`.
+        prices: float32 `(K,)` added to the squared distances to each codeword, if any.
 
     Returns:
         int32 `(N,)`.
@@ -31,6 +36,8 @@ def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.in
     # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every c.
     half_squares_K = 0.5 * np.einsum("kd,kd->k", codewords, codewords)
     norms_K = np.sqrt(2 * half_squares_K)
+    if prices is not None:
+        half_squares_K = half_squares_K + 0.5 * prices
     block = max(1, _BLOCK_VALUES // len(codewords))
     nearest_N = np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), block):
@@ -39,18 +46,21 @@ def nearest(points: Embeddings, codewords: NDArray[np.float32]) -> NDArray[np.in
         scores_BK -= half_squares_K
         best_B = scores_BK.argmax(axis=1)
         norms_B = np.sqrt(np.einsum("bd,bd->b", points_BD, points_BD))
-        rounding_B = _ROUNDING * (norms_B * norms_K[best_B] + half_squares_K[best_B])
+        rounding_B = _ROUNDING * (norms_B * norms_K[best_B] + np.abs(half_squares_K[best_B]))
         least_B = scores_BK[np.arange(len(best_B)), best_B] - rounding_B
         nearest_N[start : start + block] = (scores_BK >= least_B[:, None]).argmax(axis=1)
     return nearest_N
 
 
-def encode(embeddings: Embeddings, codebooks: Codebooks) -> Codes:
+def encode(
+    embeddings: Embeddings, codebooks: Codebooks, prices: NDArray[np.float32] | None = None
+) -> Codes:
     """Return the codes of the greedy residual walk.
 
     Args:
         embeddings: float32 `(N, D)`.
         codebooks: float32 `(L, K, D)`.
+        prices: float32 `(L, K)` added to squared distances, if any.
 
     Returns:
         int32 `(N, L)`. Memory beyond the result is bounded, whatever N is.
@@ -61,7 +71,7 @@ def encode(embeddings: Embeddings, codebooks: Codebooks) -> Codes:
     for start in range(0, len(embeddings), block):
         residual_BD = embeddings[start : start + block].copy()
         for level, codewords in enumerate(codebooks):
-            codes_B = nearest(residual_BD, codewords)
+            codes_B = nearest(residual_BD, codewords, None if prices is None else prices[level])
             codes_NL[start : start + block, level] = codes_B
             residual_BD -= codewords[codes_B]
     return codes_NL
@@ -81,15 +91,21 @@ def decode(codes: NDArray[np.integer], codebooks: Codebooks) -> Embeddings:
         ValueError: codes that are not such a matrix, or lie outside `[0, K)`.
     """
     num_levels, num_codes, dim = codebooks.shape
-    if codes.ndim != 2 or codes.shape[1] > num_levels:
-        raise ValueError(
-            f"codes: expected shape (items, at most {num_levels}), found {codes.shape}"
-        )
-    if codes.size and (codes.min() < 0 or codes.max() >= num_codes):
-        raise ValueError(
-            f"codes: expected values in [0, {num_codes}), found {codes.min()} to {codes.max()}"
-        )
+    check_codes(codes, num_levels=num_levels, num_codes=num_codes)
     sums_ND = np.zeros((len(codes), dim), dtype=np.float32)
     for level in range(codes.shape[1]):
         sums_ND += codebooks[level][codes[:, level]]
     return sums_ND
+
+
+def last_level_distances(
+    embeddings: Embeddings, codes: NDArray[np.integer], codebooks: Codebooks
+) -> NDArray[np.float32]:
+    """Return squared distances `(N, K)` of the last codewords to what the levels before leave.
+
+    The squared length of what is left, the same for all codewords of an item, is not added.
+    """
+    left_over = embeddings - decode(codes[:, : len(codebooks) - 1], codebooks)
+    squares_K = np.einsum("kd,kd->k", codebooks[-1], codebooks[-1])
+    distances: NDArray[np.float32] = squares_K - 2.0 * (left_over @ codebooks[-1].T)
+    return distances

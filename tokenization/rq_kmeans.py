@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tokenization import residual
-from tokenization.base import Codebooks, Codes, Embeddings, check_at_least, check_embeddings
+from tokenization.base import Codes, Embeddings, SemanticTokenizer, check_at_least, check_embeddings
 from tokenization.kmeans import fit_kmeans
 
 logger = logging.getLogger(__name__)
@@ -74,62 +68,30 @@ class RQKMeans:
                 self.num_levels,
                 np.einsum("nd,nd->", left_over, left_over, dtype=np.float64) / len(left_over),
             )
-        return RQKMeansTokenizer(config=self, codebooks=codebooks)
+        return RQKMeansTokenizer(config=self, tensors={"codebooks": codebooks})
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RQKMeansTokenizer:
-    """Fitted RQ-KMeans codebooks.
+class RQKMeansTokenizer(SemanticTokenizer):
+    """Fitted RQ-KMeans codebooks: the only tensor, `codebooks` `(L, K, D)`."""
 
-    Args:
-        config: the settings that they were fitted with.
-        codebooks: float32 `(L, K, D)`.
-    """
-
-    config: RQKMeans
-    codebooks: Codebooks
+    kind = RQKMeans.kind
 
     @property
-    def num_levels(self) -> int:
-        """Codes per item, L."""
-        return self.codebooks.shape[0]
-
-    @property
-    def num_codes(self) -> int:
-        """Codes per level, K."""
-        return self.codebooks.shape[1]
+    def dim(self) -> int:
+        """Dimensions of the embeddings."""
+        return self.codebooks.shape[2]
 
     def encode(self, embeddings: NDArray[np.floating]) -> Codes:
         """Return the codes `(N, L)` of `embeddings` `(N, D)`; see `residual.encode`."""
-        checked: Embeddings = check_embeddings(embeddings, dim=self.codebooks.shape[2])
-        return residual.encode(checked, self.codebooks)
+        return residual.encode(check_embeddings(embeddings, dim=self.dim), self.codebooks)
 
     def decode(self, codes: NDArray[np.integer]) -> Embeddings:
-        """Return the sums of codewords `(N, D)` of `codes` `(N, L)`; see `residual.decode`."""
+        """Return the sums of codewords `(N, D)` of `codes` `(N, l)`; see `residual.decode`."""
         return residual.decode(codes, self.codebooks)
 
-    def save(self, path: Path) -> None:
-        """Write codebooks and settings to one safetensors file, whole or not at all."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        metadata = {RQKMeans.kind: json.dumps(dataclasses.asdict(self.config))}
-        save_file({"codebooks": self.codebooks}, partial, metadata=metadata)
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> RQKMeansTokenizer:
-        """Read a file that `save` wrote.
-
-        Raises:
-            ValueError: no such file, or not one of an RQ-KMeans tokenizer.
-        """
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; fit a tokenizer and save it there")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                config = (file.metadata() or {})[RQKMeans.kind]
-                codebooks = file.get_tensor("codebooks")
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"{path}: expected a safetensors file of an RQ-KMeans tokenizer, found {error}"
-            ) from error
-        return cls(config=RQKMeans(**json.loads(config)), codebooks=codebooks)
+    def last_level_distances(
+        self, embeddings: NDArray[np.floating], codes: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """Return squared distances `(N, K)`; see `residual.last_level_distances`."""
+        checked = check_embeddings(embeddings, dim=self.dim)
+        return residual.last_level_distances(checked, codes, self.codebooks)

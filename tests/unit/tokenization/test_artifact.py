@@ -50,6 +50,7 @@ def test_the_parts_agree_with_one_another():
         "seed": 0,
     }
     assert artifact.manifest["mem"]["num_merges"] == 50
+    assert artifact.manifest["mem"]["kind"] == "bpe"
     assert artifact.manifest["versions"]["numpy"] == np.__version__
 
 

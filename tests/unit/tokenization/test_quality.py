@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokenization.artifact import TokenArtifact
+from tokenization.base import describe
 from tokenization.mem_tokens import MemTokens
 from tokenization.pipeline import fit_tokens
 from tokenization.quality import measure_quality
@@ -24,6 +25,7 @@ def by_hand():
         mem_offsets=offsets,
         codebooks=codebooks,
         merges=merges,
+        manifest={"tokenizer": describe(RQKMeans(num_levels=3, num_codes=4))},
     )
 
 
@@ -65,6 +67,7 @@ def test_an_item_without_mem_tokens_has_an_empty_bag():
         mem_offsets=offsets,
         codebooks=np.zeros((2, 4, 2), dtype=np.float32),
         merges=merges,
+        manifest={"tokenizer": describe(RQKMeans(num_levels=2, num_codes=4))},
     )
     quality = measure_quality(artifact, np.ones((4, 2), dtype=np.float32))
     assert quality.items_without_mem == 2

@@ -8,7 +8,7 @@ import pytest
 from tokenization import residual
 from tokenization.base import check_embeddings
 from tokenization.kmeans import fit_kmeans
-from tokenization.rq_kmeans import RQKMeans, RQKMeansTokenizer
+from tokenization.rq_kmeans import RQKMeans
 
 
 def points(seed=0, num_items=600, dim=12):
@@ -148,24 +148,6 @@ def test_float64_and_float16_are_taken_and_the_input_is_left_alone():
         config.fit(embeddings.astype(np.float64)).encode(embeddings.astype(np.float64)), codes
     )
     config.fit(embeddings.astype(np.float16))
-
-
-def test_save_and_load(tmp_path):
-    embeddings = points()
-    tokenizer = RQKMeans(num_levels=2, num_codes=8, seed=3).fit(embeddings)
-    tokenizer.save(tmp_path / "tokenizer.safetensors")
-    loaded = RQKMeansTokenizer.load(tmp_path / "tokenizer.safetensors")
-    assert loaded.config == tokenizer.config
-    np.testing.assert_array_equal(loaded.encode(embeddings), tokenizer.encode(embeddings))
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.safetensors"]
-
-
-def test_load_of_something_else(tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        RQKMeansTokenizer.load(tmp_path / "none")
-    (tmp_path / "text").write_text("not tensors at all")
-    with pytest.raises(ValueError, match="expected a safetensors file of an RQ-KMeans tokenizer"):
-        RQKMeansTokenizer.load(tmp_path / "text")
 
 
 def with_nan(array, value=np.nan):
