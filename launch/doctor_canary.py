@@ -11,8 +11,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.planner import plan_on_ranks
+from sharding.sharders import sharders
 from sharding.tables import TableSpec
-from trainer.distributed import memory_per_rank, runs_bf16_natively, sharders, start_ranks
+from trainer.distributed import memory_per_rank, runs_bf16_natively, start_ranks
 from trainer.optim import OptimConfig, attach_table_optimizers
 
 LEARNING_RATE = 0.5

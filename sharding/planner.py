@@ -10,7 +10,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from sharding.tables import TableSpec, planner_constraints
+from sharding.tables import TableSpec, check_device, planner_constraints
 
 
 class PlanDoesNotFitError(ValueError):
@@ -46,7 +46,9 @@ def plan_on_ranks(
 
     Raises:
         PlanDoesNotFitError: with the bytes needed and the bytes there are.
+        ValueError: when a table asks for what the device does not have.
     """
+    check_device(tables, compute_device)
     topology = Topology(
         world_size=world_size,
         local_world_size=local_world_size,

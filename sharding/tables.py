@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from torch.optim import Optimizer
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.types import CacheParams, ShardingType
 from torchrec.modules.embedding_configs import (
     DataType,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
 )
+from torchrec.optim.optimizers import PartialRowWiseAdam
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 TableRole = Literal["item_id", "gen_token", "mem_token", "residual_id", "side"]
 """What the rows stand for. `residual_id`: users, queries and every other ID that stays."""
@@ -23,11 +26,33 @@ TableRole = Literal["item_id", "gen_token", "mem_token", "residual_id", "side"]
 Pooling = Literal["sum", "mean", "none"]
 """`none` keeps one vector per id: the table goes to an EmbeddingCollection (EC)."""
 
-TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
-TableDType = Literal["fp32", "fp16"]
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam"]
+TableDType = Literal["fp32", "fp16", "bf16", "int8"]
+TableKernel = Literal["fused", "fused_uvm", "fused_uvm_caching", "key_value"]
+"""Where rows live: device memory; host memory; host memory with a device cache; SSD."""
 
-_DATA_TYPES: dict[TableDType, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
-_BYTES_PER_VALUE: dict[TableDType, int] = {"fp32": 4, "fp16": 2}
+OPTIMIZER_CLASSES: dict[TableOptimizer, type[Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "partial_rowwise_adam": PartialRowWiseAdam,
+}
+"""The class that TorchRec translates into a fused optimizer."""
+
+DEFAULT_CACHE_LOAD_FACTOR = 0.2
+_DATA_TYPES: dict[TableDType, DataType] = {
+    "fp32": DataType.FP32,
+    "fp16": DataType.FP16,
+    "bf16": DataType.BF16,
+    "int8": DataType.INT8,
+}
+_BYTES_PER_VALUE: dict[TableDType, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_INT8_ROW_BYTES = 8
+"""Scale and shift that FBGEMM keeps in each int8 row."""
+_NOT_BY_DEFAULT = ("data_parallel", "grid_shard")
+_CPU_DTYPES = ("fp32", "fp16")
+_CPU_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
@@ -48,7 +73,12 @@ class TableSpec:
         pooling: how the ids of one bag are joined; `none` for sequences.
         dtype: of the weights. Optimizer state is always fp32.
         optimizer: fused into the backward pass.
-        sharding_types: TorchRec sharding types the planner may choose from; None for all.
+        sharding_types: TorchRec sharding types the planner may choose from; None for all but
+            `grid_shard`.
+        kernels: where rows may live; None for every place but the SSD (`key_value`).
+        cache_load_factor: share of the rows cached on the device (`fused_uvm_caching`); None for
+            a fifth.
+        pooling_factors: ids of each feature per impression, on average; None for one.
         init_std: standard deviation of the initial weights.
     """
 
@@ -61,6 +91,9 @@ class TableSpec:
     dtype: TableDType = "fp32"
     optimizer: TableOptimizer = "rowwise_adagrad"
     sharding_types: tuple[str, ...] | None = None
+    kernels: tuple[TableKernel, ...] | None = None
+    cache_load_factor: float | None = None
+    pooling_factors: tuple[float, ...] | None = None
     init_std: float = 0.01
 
     def __post_init__(self) -> None:
@@ -96,6 +129,31 @@ class TableSpec:
                 f"table {self.name!r}: sharding_types holds {', '.join(unknown)}, "
                 f"expected some of {', '.join(sorted(known))}"
             )
+        self._check_placement()
+
+    def _check_placement(self) -> None:
+        if unknown := sorted(set(self.kernels or ()) - set(get_args(TableKernel))):
+            raise ValueError(
+                f"table {self.name!r}: kernels holds {', '.join(unknown)}, expected some of "
+                f"{', '.join(get_args(TableKernel))}"
+            )
+        if self.cache_load_factor is not None:
+            if not 0 < self.cache_load_factor <= 1:
+                raise ValueError(
+                    f"table {self.name!r}: cache_load_factor is {self.cache_load_factor}, "
+                    "expected more than 0 and at most 1"
+                )
+            if self.kernels is not None and "fused_uvm_caching" not in self.kernels:
+                raise ValueError(
+                    f"table {self.name!r}: cache_load_factor is set, but kernels is "
+                    f"{self.kernels}, so it would have no effect; add 'fused_uvm_caching'"
+                )
+        factors = self.pooling_factors
+        if factors is not None and (len(factors) != len(self.features) or min(factors) < 0):
+            raise ValueError(
+                f"table {self.name!r}: pooling_factors is {factors}, expected a number of at "
+                f"least 0 for each of the {len(self.features)} features"
+            )
 
     @property
     def num_parameters(self) -> int:
@@ -105,12 +163,27 @@ class TableSpec:
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights, without optimizer state."""
-        return self.num_parameters * _BYTES_PER_VALUE[self.dtype]
+        return self.shard_bytes(self.rows, self.dim)
 
     @property
     def num_state_bytes(self) -> int:
         """Bytes of optimizer state in an unsharded table (fp32)."""
-        values = {"rowwise_adagrad": self.rows, "adagrad": self.num_parameters, "sgd": 0}
+        return self.shard_state_bytes(self.rows, self.dim)
+
+    def shard_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the weights of a shard."""
+        per_row = columns * _BYTES_PER_VALUE[self.dtype]
+        return rows * (per_row + (_INT8_ROW_BYTES if self.dtype == "int8" else 0))
+
+    def shard_state_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard."""
+        values = {
+            "rowwise_adagrad": rows,
+            "adagrad": rows * columns,
+            "sgd": 0,
+            "adam": 2 * rows * columns,
+            "partial_rowwise_adam": rows * columns + rows,
+        }
         return 4 * values[self.optimizer]
 
     def to_config(self) -> EmbeddingBagConfig | EmbeddingConfig:
@@ -152,13 +225,66 @@ def planner_constraints(
         tables: the tables.
         min_partition: fewest columns of a column-wise shard.
     """
-    return {
-        table.name: ParameterConstraints(
-            sharding_types=list(table.sharding_types) if table.sharding_types else None,
-            min_partition=min_partition if table.dim > min_partition else None,
-        )
-        for table in tables
-    }
+    return {table.name: _constraints(table, min_partition) for table in tables}
+
+
+def _constraints(table: TableSpec, min_partition: int) -> ParameterConstraints:
+    # A data-parallel table is a dense parameter on the device: allowed where `fused` is.
+    kernels: list[str] | None = None if table.kernels is None else [*table.kernels]
+    if kernels is not None and "fused" in kernels:
+        kernels.append("dense")
+    optional: dict[str, Any] = {}
+    if table.pooling_factors is not None:
+        optional["pooling_factors"] = list(table.pooling_factors)
+    if table.cache_load_factor is not None:
+        optional["cache_params"] = CacheParams(load_factor=table.cache_load_factor)
+    types = table.sharding_types
+    if types is None and table.optimizer == "partial_rowwise_adam":
+        types = tuple(t.value for t in ShardingType if t.value not in _NOT_BY_DEFAULT)
+    return ParameterConstraints(
+        sharding_types=list(types) if types else None,
+        compute_kernels=kernels,
+        min_partition=min_partition if table.dim > min_partition else None,
+        **optional,
+    )
+
+
+def check_device(tables: Sequence[TableSpec], device: str) -> None:
+    """Check that FBGEMM has the kernels that the tables ask for.
+
+    Args:
+        tables: the tables.
+        device: `cuda` or `cpu`.
+
+    Raises:
+        ValueError: naming the table, what it asks for, and what there is.
+    """
+    for table in tables:
+        data_parallel = "data_parallel" in (table.sharding_types or ())
+        if table.optimizer == "partial_rowwise_adam" and data_parallel:
+            raise ValueError(
+                f"table {table.name!r}: partial_rowwise_adam exists as a fused kernel alone, "
+                "which data-parallel tables do not use; take 'data_parallel' out of "
+                "sharding_types, or use optimizer='adam'"
+            )
+        if device != "cpu":
+            continue
+        if table.optimizer not in _CPU_OPTIMIZERS:
+            raise ValueError(
+                f"table {table.name!r}: FBGEMM has no CPU kernel for optimizer "
+                f"{table.optimizer!r}; there are {', '.join(_CPU_OPTIMIZERS)} (plan for GPUs, or "
+                "choose one of these)"
+            )
+        if table.dtype not in _CPU_DTYPES:
+            raise ValueError(
+                f"table {table.name!r}: FBGEMM has no CPU kernel that trains {table.dtype} rows; "
+                f"there are {', '.join(_CPU_DTYPES)}"
+            )
+        if table.kernels is not None and "fused" not in table.kernels:
+            raise ValueError(
+                f"table {table.name!r}: kernels is {table.kernels}, which exist on GPUs alone; "
+                "on the CPU rows live in host memory: add 'fused'"
+            )
 
 
 def parameters_by_role(tables: Sequence[TableSpec]) -> dict[TableRole, int]:

@@ -10,15 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from sharding.tables import TableOptimizer, TableSpec
-
-_TABLE_OPTIMIZERS: dict[TableOptimizer, type[Optimizer]] = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
+from sharding.tables import OPTIMIZER_CLASSES, TableSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +22,7 @@ class OptimConfig:
         dense_lr: of AdamW on the network.
         weight_decay: of AdamW.
         sparse_lr: of the tables' optimizers (each table names its own kind).
-        sparse_eps: of the Adagrad kinds.
+        sparse_eps: of the Adagrad and Adam kinds.
         warmup_steps: both rates rise linearly from 0 over these steps.
         decay: `linear` falls to `final_fraction` at the last step, `constant` stays.
         final_fraction: of the rates, at the end of the decay.
@@ -103,7 +96,7 @@ def attach_table_optimizers(
         for path, weight in collection.named_parameters():
             table = by_name[path.split(".")[-2]]
             apply_optimizer_in_backward(
-                _TABLE_OPTIMIZERS[table.optimizer],
+                OPTIMIZER_CLASSES[table.optimizer],
                 [weight],
                 table_optimizer_arguments(table, config),
             )
@@ -145,7 +138,7 @@ class DenseOptimizer:
             weight_decay=config.weight_decay,
         )
         self.table_optimizers: dict[str, Optimizer] = {
-            name: _TABLE_OPTIMIZERS[by_name[name].optimizer](
+            name: OPTIMIZER_CLASSES[by_name[name].optimizer](
                 [weight], **table_optimizer_arguments(by_name[name], config)
             )
             for name, weight in replicated_tables.items()

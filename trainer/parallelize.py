@@ -18,8 +18,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from sharding.planner import plan_on_ranks
+from sharding.sharders import sharders
 from sharding.tables import TableSpec
-from trainer.distributed import Ranks, memory_per_rank, sharders
+from trainer.distributed import Ranks, memory_per_rank
 from trainer.models.ranking_model import RankingModel, RankingNetwork
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
 
