@@ -20,6 +20,7 @@ from trainer.optim import OptimConfig
 ID_DIM = 32
 SIDE_DIM = 8
 ITEM_DIM = 48
+ID_DROPOUT = 0.5
 RANKMIXER = RankMixerConfig(num_tokens=8, dim=64, num_layers=2, expansion=2.0)
 DLRM_MLP = DLRMConfig(hidden_dims=(256, 128))
 OPTIM = OptimConfig(dense_lr=1e-3, sparse_lr=0.02, warmup_steps=50, decay="linear")
@@ -45,7 +46,7 @@ def ranking_experiment(
         data=source.data,
         tables=(*feature_tables(source), *item_tables(source, item)),
         tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
-        model=RankingModelConfig(item=item, tower=tower),
+        model=RankingModelConfig(item=item, tower=tower, id_dropout=ID_DROPOUT),
         optim=OPTIM,
         train=source.train,
     )

@@ -26,7 +26,9 @@ class Batch(Pipelineable):
         pooled: ids of categorical and bag features, stride B, keys in schema order.
         items: identity ids of the distinct items (`item_id`, or gen- and mem-tokens), stride U.
         candidate_B: int64 position of the impression's item in `items`.
-        history_T: int64 positions of history items in `items`, oldest first, row after row.
+        history_T: int64 positions of history items in `items`, row after row; within a row one
+            history of the schema after the other, each oldest first.
+        history_kind_T: int64 number of the history in the schema that each position is from.
         history_offsets: int64 (B + 1), where each row's history starts in `history_T`.
         labels_BN: float32 labels.
         row_B: int64 position in the log, which evaluation joins on.
@@ -37,6 +39,7 @@ class Batch(Pipelineable):
     items: KeyedJaggedTensor
     candidate_B: Tensor
     history_T: Tensor
+    history_kind_T: Tensor
     history_offsets: Tensor
     labels_BN: Tensor
     row_B: Tensor

@@ -15,7 +15,12 @@ from trainer.models.ranking_model import RankingModelConfig, RankingNetwork
 
 
 def training_flops(
-    config: RankingModelConfig, *, tables: Sequence[TableSpec], num_tasks: int, batch: Batch
+    config: RankingModelConfig,
+    *,
+    tables: Sequence[TableSpec],
+    num_tasks: int,
+    num_histories: int,
+    batch: Batch,
 ) -> int:
     """FLOPs of one forward and backward pass over `batch` (a multiply-add counts as two).
 
@@ -26,13 +31,18 @@ def training_flops(
         config: of the network.
         tables: whose dims the embeddings have.
         num_tasks: number of labels.
+        num_histories: histories of the schema.
         batch: on the CPU; its histories and distinct items decide the count.
     """
     meta = torch.device("meta")
     dims = {feature: table.dim for table in tables for feature in table.features}
     with meta:
         network = RankingNetwork(
-            config, tables=tables, num_dense=batch.dense_BF.shape[1], num_tasks=num_tasks
+            config,
+            tables=tables,
+            num_dense=batch.dense_BF.shape[1],
+            num_tasks=num_tasks,
+            num_histories=num_histories,
         )
         pooled = KeyedTensor(
             keys=network.pooled_features,

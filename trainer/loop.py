@@ -178,6 +178,7 @@ class Trainer:
             tables=experiment.tables,
             num_dense=len(schema.dense_features),
             num_tasks=len(schema.labels),
+            num_histories=len(schema.histories),
             sparse_device=torch.device("meta"),
             precision=self.precision,
         )
@@ -377,6 +378,7 @@ class Trainer:
                 self.experiment.model,
                 tables=tables,
                 num_tasks=len(self.dataset.schema.labels),
+                num_histories=len(self.dataset.schema.histories),
                 batch=sample,
             ),
             "samples_per_s": self.clock.samples_per_s,

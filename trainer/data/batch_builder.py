@@ -59,8 +59,10 @@ class BatchBuilder:
         num_rows = len(block)
         if block.history is None:
             members, history_offsets = block.item, np.zeros(num_rows + 1, dtype=np.int64)
+            kinds = np.zeros(0, dtype=np.int64)
         else:
-            members = np.concatenate([block.item, block.history.values])
+            history_items, kinds = np.divmod(block.history.values, len(self._schema.histories))
+            members = np.concatenate([block.item, history_items])
             history_offsets = block.history.offsets
         distinct, inverse = self._distinct_items.find(members)
         dense = [self._dense(block, f) for f in self._schema.dense_features]
@@ -75,6 +77,7 @@ class BatchBuilder:
             ),
             candidate_B=torch.from_numpy(inverse[:num_rows]),
             history_T=torch.from_numpy(inverse[num_rows:]),
+            history_kind_T=torch.from_numpy(kinds),
             history_offsets=torch.from_numpy(history_offsets),
             labels_BN=torch.from_numpy(block.labels),
             row_B=torch.from_numpy(block.row),

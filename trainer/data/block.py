@@ -106,7 +106,8 @@ class RowBlock:
         item: int32 (n,) item row.
         user: int32 (n,) user row, None when no feature comes from users.parquet.
         features: with source interactions.
-        history: n lists of item rows (int32), None without a history.
+        history: n lists of `item row * number of histories + number of the history`, None
+            without a history.
         labels: float32 (n, num_labels).
     """
 

@@ -31,7 +31,7 @@ class CausalConfig:
     """Settings of `CausalFeatures`.
 
     Args:
-        max_history: positive items kept per user.
+        max_history: last positive items, and last items of any kind, kept per user.
         session_gap: seconds without an event after which a new session begins.
         prior: weight, in events, of the mean that a smoothed mean is pulled to.
     """
@@ -61,6 +61,8 @@ class CausalColumns:
 
     Attributes:
         history: R lists, positions of the user's last positive items, oldest first.
+        history_rest: R lists, positions of the items that were not positive among the user's last
+            ones of any kind, oldest first; its length tells how the user's taste stands lately.
         user_count: events of the user.
         user_mean: smoothed positive share of the user.
         user_recency: seconds since the user's last event; 0 for a user without a past, which
@@ -74,6 +76,7 @@ class CausalColumns:
     """
 
     history: Ragged
+    history_rest: Ragged
     user_count: Ints
     user_mean: Floats
     user_recency: Ints
@@ -90,13 +93,16 @@ class CausalColumns:
         Args:
             item_ids: id of each item position; None where ids are positions.
         """
-        items = self.history.values
-        if item_ids is not None:
-            items = item_ids[items]
+
+        def ids(history: Ragged) -> Any:
+            items = history.values if item_ids is None else item_ids[history.values]
+            return ragged_column(Ragged(items, history.offsets))
+
         return {
             "session_id": self.session_id,
             "gap_bucket": self.gap_bucket.astype(np.int32),
-            "history": ragged_column(Ragged(items, self.history.offsets)),
+            "history": ids(self.history),
+            "history_rest": ids(self.history_rest),
             "user_count": self.user_count,
             "user_mean": self.user_mean,
             "user_recency": self.user_recency,
@@ -138,7 +144,8 @@ class CausalFeatures:
         self._totals = np.zeros(2, np.int64)
         # Columns: time of the last event, current session, time at which it was opened.
         self._clock = np.full((num_users, 3), -1, np.int64)
-        self._ring = np.zeros((num_users, self._config.max_history), np.int32)
+        # Second axis: last items of any kind as `2 * item + positive`, last positive items.
+        self._ring = np.zeros((num_users, 2, self._config.max_history), np.int32)
         self._num_sessions = 0
         # Rows at the newest timestamp, which no row has been allowed to see yet.
         self._pending = tuple(np.zeros(0, np.int64) for _ in range(4))
@@ -167,8 +174,8 @@ class CausalFeatures:
         num_rows = len(users)
         ints = np.empty((5, num_rows), np.int64)
         means = np.empty((3, num_rows), np.float32)
-        history = np.empty(num_rows * self._config.max_history, np.int64)
-        offsets = np.zeros(num_rows + 1, np.int64)
+        histories = np.empty((2, num_rows * self._config.max_history), np.int64)
+        offsets = np.zeros((2, num_rows + 1), np.int64)
         start, self._num_sessions = _stream(
             *rows,
             num_pending,
@@ -185,14 +192,15 @@ class CausalFeatures:
             self._config.prior,
             ints,
             means,
-            history,
+            histories,
             offsets,
         )
         self._pending = tuple(column[start:] for column in rows)
         user_count, recency, item_count, genre_count, session = ints
         bucket = 1 + np.searchsorted(np.array(GAP_BUCKET_EDGES), recency, side="right")
         return CausalColumns(
-            history=Ragged(history[: offsets[-1]].copy(), offsets),
+            history=Ragged(histories[1, : offsets[1, -1]].copy(), offsets[1]),
+            history_rest=Ragged(histories[0, : offsets[0, -1]].copy(), offsets[0]),
             user_count=user_count,
             user_mean=means[0],
             user_recency=recency,
@@ -239,21 +247,22 @@ def _stream_rows(
     prior: float,
     ints: Ints,
     means: Floats,
-    history: Ints,
+    histories: Ints,
     offsets: Ints,
 ) -> tuple[int, int]:
     """Emit every row after the pending ones; return where the newest timestamp starts.
 
     Rows wait between emitting and being added to the state until the time moves on.
     """
-    size = ring.shape[1]
+    size = ring.shape[2]
     applied = 0
     for row in range(num_pending, len(users)):
         time = timestamps[row]
         while applied < row and timestamps[applied] < time:
             user, item, positive = users[applied], items[applied], positives[applied]
+            ring[user, 0, user_state[user, 0] % size] = 2 * item + positive
             if positive:
-                ring[user, user_state[user, 1] % size] = item
+                ring[user, 1, user_state[user, 1] % size] = item
             user_state[user, 0] += 1
             user_state[user, 1] += positive
             item_state[item, 0] += 1
@@ -291,12 +300,17 @@ def _stream_rows(
         ints[2, out] = item_state[item, 0]
         ints[3, out] = genre_events
         ints[4, out] = clock[user, 1]
-        length = min(liked, size)
-        end = offsets[out]
-        for at in range(liked - length, liked):
-            history[end] = ring[user, at % size]
+        end = offsets[0, out]
+        for at in range(events - min(events, size), events):
+            if ring[user, 0, at % size] % 2 == 0:
+                histories[0, end] = ring[user, 0, at % size] // 2
+                end += 1
+        offsets[0, out + 1] = end
+        end = offsets[1, out]
+        for at in range(liked - min(liked, size), liked):
+            histories[1, end] = ring[user, 1, at % size]
             end += 1
-        offsets[out + 1] = end
+        offsets[1, out + 1] = end
     return applied, num_sessions
 
 

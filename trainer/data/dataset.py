@@ -56,8 +56,7 @@ class Dataset:
         self._features = [f for f in schema.features if f.source == "interactions"]
         self._joins_users = any(f.source == "users" for f in schema.features)
         columns = [schema.item, schema.time, *(f.name for f in self._features), *schema.labels]
-        if schema.history is not None:
-            columns.append(schema.history.name)
+        columns += [history.name for history in schema.histories]
         if self._joins_users:
             columns.append(schema.user)
         self._columns = list(dict.fromkeys(columns))
@@ -254,17 +253,21 @@ class Dataset:
             features=FeatureColumns.decode(
                 table, self._features, path=piece.part.path, first_row=piece.first_row_in_file
             ),
-            history=self._history(table.column(schema.history.name), place(schema.history.name))
-            if schema.history is not None
+            history=Ragged.zip(
+                [
+                    self._history(table.column(sequence.name), place(sequence.name), kind)
+                    for kind, sequence in enumerate(schema.histories)
+                ]
+            )
+            if schema.histories
             else None,
             labels=np.stack(labels, axis=1),
         )
         return block, int(times[-1])
 
-    def _history(self, column: Any, place: Place) -> Ragged:
-        assert self.schema.history is not None
+    def _history(self, column: Any, place: Place, kind: int) -> Ragged:
         raw = decode.lists(column, place)
-        longest = self.schema.history.max_length
+        longest = self.schema.histories[kind].max_length
         if len(raw) and raw.lengths.max() > longest:
             at = int(np.argmax(raw.lengths > longest))
             raise place.error(
@@ -280,4 +283,4 @@ class Dataset:
             file="items.parquet",
             offsets=raw.offsets,
         )
-        return Ragged(rows, raw.offsets)
+        return Ragged(rows * np.int64(len(self.schema.histories)) + kind, raw.offsets)

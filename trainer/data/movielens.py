@@ -62,7 +62,10 @@ def _schema(name: str, num_users: int) -> DatasetSchema:
             Dense(name="user_genre_mean", entity="cross"),
         ),
         labels=("like", "love"),
-        history=ItemSequence(name="history", max_length=MAX_HISTORY),
+        histories=(
+            ItemSequence(name="history", max_length=MAX_HISTORY),
+            ItemSequence(name="history_rest", max_length=MAX_HISTORY),
+        ),
     )
 
 

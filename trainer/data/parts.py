@@ -127,8 +127,7 @@ def required_columns(schema: DatasetSchema, source: Source) -> list[tuple[str, s
         columns += [(schema.user, INTEGER), (schema.item, INTEGER), (schema.time, SECONDS)]
         columns += [(schema.user_group, INTEGER), (schema.query_group, INTEGER)]
         columns += [(label, LABEL) for label in schema.labels]
-        if schema.history is not None:
-            columns.append((schema.history.name, INTEGER_LIST))
+        columns += [(history.name, INTEGER_LIST) for history in schema.histories]
     elif source == "items":
         columns.append((schema.item, INTEGER))
         if schema.created_at is not None:

@@ -53,6 +53,21 @@ class Ragged:
         return Ragged.from_lengths(*self.take(rows))
 
     @classmethod
+    def zip(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Join list i of every part into list i, the parts in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        lengths = np.sum([part.lengths for part in parts], axis=0)
+        joined = cls.from_lengths(np.empty(int(lengths.sum()), parts[0].values.dtype), lengths)
+        starts = joined.offsets[:-1].copy()
+        for part in parts:
+            position = np.repeat(starts - part.offsets[:-1], part.lengths)
+            position += np.arange(len(position))
+            joined.values[position] = part.values
+            starts += part.lengths
+        return joined
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
         """Put lists of several records one after the other."""
         if len(parts) == 1:

@@ -66,7 +66,10 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSequence:
-    """A list of item ids a row, oldest first: the user's history before the impression.
+    """A list of item ids a row, oldest first: what the user did before the impression.
+
+    A log has one a kind of feedback, for instance items that the user liked and items that the
+    user saw and did not like; models tell the kinds apart.
 
     Args:
         name: column name.
@@ -85,7 +88,7 @@ class DatasetSchema:
         name: of the data set, as it stands in reports.
         features: categorical, bag and dense features, in the order in which models see them.
         labels: label columns (0 or 1), one task each; the first is the main task.
-        history: sequence of item ids, or None.
+        histories: sequences of item ids, one a kind of feedback.
         user, item, time: columns of user id, item id and time (integer seconds).
         user_group: column whose groups GAUC is computed in (usually the user).
         query_group: column whose groups QAUC is computed in (query, request or session).
@@ -95,7 +98,7 @@ class DatasetSchema:
     name: str
     features: tuple[Categorical | Bag | Dense, ...]
     labels: tuple[str, ...]
-    history: ItemSequence | None = None
+    histories: tuple[ItemSequence, ...] = ()
     user: str = "user_id"
     item: str = "item_id"
     time: str = "timestamp"

@@ -143,6 +143,9 @@ def schema(config: SyntheticConfig) -> DatasetSchema:
             Dense(name="user_genre_mean", entity="cross"),
         ),
         labels=("click", "play"),
-        history=ItemSequence(name="history", max_length=MAX_HISTORY),
+        histories=(
+            ItemSequence(name="history", max_length=MAX_HISTORY),
+            ItemSequence(name="history_rest", max_length=MAX_HISTORY),
+        ),
         query_group="request_id",
     )

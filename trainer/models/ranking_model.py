@@ -23,7 +23,7 @@ from trainer.models.sparse_arch import SparseArch
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import HybridTokensConfig, ItemIdConfig
 from trainer.modules.mlp import mlp
-from trainer.modules.target_attention import TargetAttention
+from trainer.modules.target_attention import FeedbackSum, TargetAttention
 
 Precision = Literal["fp32", "bf16"]
 TowerConfig = DLRMConfig | RankMixerConfig
@@ -39,6 +39,8 @@ class RankingModelConfig:
         dense_bins: quantile bins per dense feature.
         dense_dim: width to which the binned dense features are projected.
         head_dims: hidden layers of each task head.
+        id_dropout: share of training rows whose residual-ID embeddings (users, queries) are
+            zeroed, so that the network learns to do without them where an ID is new.
     """
 
     item: ItemIdConfig | HybridTokensConfig
@@ -46,6 +48,7 @@ class RankingModelConfig:
     dense_bins: int = 16
     dense_dim: int = 64
     head_dims: tuple[int, ...] = ()
+    id_dropout: float = 0.0
 
 
 class Outputs(NamedTuple):
@@ -70,6 +73,7 @@ class RankingNetwork(nn.Module):
         tables: to know names, dims and order of the pooled features.
         num_dense: number of dense features.
         num_tasks: N.
+        num_histories: kinds of feedback in the histories.
         precision: of the matrix products; `bf16` runs them under autocast.
     """
 
@@ -80,6 +84,7 @@ class RankingNetwork(nn.Module):
         tables: Sequence[TableSpec],
         num_dense: int,
         num_tasks: int,
+        num_histories: int,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
@@ -92,12 +97,19 @@ class RankingNetwork(nn.Module):
             for feature in table.features
         }
         self.pooled_features = list(pooled_dims)
+        self.residual_ids = [
+            feature
+            for table in tables
+            if table.role == "residual_id" and table.pooling != "none"
+            for feature in table.features
+        ]
         self.dense_encoding = PiecewiseLinearEncoding(
             num_features=num_dense, num_bins=config.dense_bins
         )
         self.dense_arch = mlp(self.dense_encoding.out_dim, (config.dense_dim,))
         self.item_encoder = config.item.build()
-        self.history = TargetAttention(config.item.item_dim)
+        self.history = TargetAttention(config.item.item_dim, num_kinds=num_histories)
+        self.feedback_sum = FeedbackSum(config.item.item_dim, num_kinds=num_histories)
         item_dim = config.item.item_dim
         self.tower: DLRM | RankMixer = config.tower.build(
             {
@@ -105,6 +117,7 @@ class RankingNetwork(nn.Module):
                 "candidate": item_dim,
                 "history": item_dim,
                 "candidate_x_history": item_dim,
+                "feedback_sum": 2 * item_dim,
                 "dense": config.dense_dim,
             }
         )
@@ -117,22 +130,39 @@ class RankingNetwork(nn.Module):
         with self._autocast(batch.dense_BF.device):
             item_UD = self.item_encoder(items)
             candidate_BD = item_UD.index_select(0, batch.candidate_B)
-            history_BD = self.history(
-                item_UD, batch.candidate_B, batch.history_T, batch.history_offsets
+            past = (
+                item_UD,
+                batch.candidate_B,
+                batch.history_T,
+                batch.history_kind_T,
+                batch.history_offsets,
             )
-            by_feature = pooled.to_dict()
+            history_BD = self.history(*past)
+            by_feature = self._without_some_ids(pooled.to_dict())
             x_BF = torch.cat(
                 [by_feature[feature] for feature in self.pooled_features]
                 + [
                     candidate_BD,
                     history_BD,
                     candidate_BD * history_BD,
+                    self.feedback_sum(*past),
                     self.dense_arch(self.dense_encoding(batch.dense_BF)),
                 ],
                 dim=1,
             )
             out_BD = self.tower(x_BF)
             return torch.cat([head(out_BD) for head in self.heads], dim=1).float()
+
+    def _without_some_ids(self, by_feature: dict[str, Tensor]) -> dict[str, Tensor]:
+        """During training, zero residual-ID embeddings of a random share of the rows."""
+        if not self.training or not self.config.id_dropout:
+            return by_feature
+        dropped = {}
+        for feature in self.residual_ids:
+            value_BD = by_feature[feature]
+            keep_B1 = torch.rand(value_BD.shape[0], 1, device=value_BD.device)
+            dropped[feature] = value_BD * (keep_B1 >= self.config.id_dropout)
+        return {**by_feature, **dropped}
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -148,12 +178,13 @@ class RankingModel(nn.Module):
         tables: every embedding table.
         num_dense: number of dense features.
         num_tasks: number of labels.
+        num_histories: histories of the schema.
         sparse_device: `meta` when the tables are sharded afterwards.
         precision: of the network's matrix products.
 
     Example::
 
-        model = RankingModel(config, tables=tables, num_dense=10, num_tasks=2)
+        model = RankingModel(config, tables=tables, num_dense=10, num_tasks=2, num_histories=1)
         loss, predictions = model(batch)
     """
 
@@ -164,6 +195,7 @@ class RankingModel(nn.Module):
         tables: Sequence[TableSpec],
         num_dense: int,
         num_tasks: int,
+        num_histories: int,
         sparse_device: torch.device | None = None,
         precision: Precision = "fp32",
     ) -> None:
@@ -175,6 +207,7 @@ class RankingModel(nn.Module):
             tables=tables,
             num_dense=num_dense,
             num_tasks=num_tasks,
+            num_histories=num_histories,
             precision=precision,
         )
 

@@ -1,38 +1,48 @@
 """The user's history as the candidate sees it.
 
-Legend: B impressions, U distinct items, T history positions of all impressions, D item dim.
+Legend: B impressions, U distinct items, T history positions of all impressions, K kinds of
+feedback, D item dim.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 
 class TargetAttention(nn.Module):
     """One attention step from the candidate to the history items (as in DIN and its successors).
 
-    Keys and values are computed once per distinct item of the batch and gathered by position, and
-    no row is padded: the cost grows with the number of history positions T, not with B times the
-    longest history.
+    Each kind of feedback has a key and a value projection of its own, so that an item that the
+    user skipped can speak against what an item that the user liked speaks for. Keys and values are
+    computed once per distinct item of the batch and kind, and no row is padded: the cost grows with
+    the number of history positions T, not with B times the longest history.
 
     Args:
         dim: D of item vectors.
+        num_kinds: K kinds of feedback.
 
     Shape:
-        item_UD, candidate_B, history_T, history_offsets (B + 1) -> (B, D); zeros for a row without
-        history.
+        item_UD, candidate_B, history_T, history_kind_T, history_offsets (B + 1) -> (B, D); zeros
+        for a row without history.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, num_kinds: int) -> None:
         super().__init__()
+        self.dim = dim
+        self.num_kinds = num_kinds
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.scale = dim**-0.5
+        self.key = nn.Linear(dim, num_kinds * dim, bias=False)
+        self.value = nn.Linear(dim, num_kinds * dim, bias=False)
 
     def forward(
-        self, item_UD: Tensor, candidate_B: Tensor, history_T: Tensor, history_offsets: Tensor
+        self,
+        item_UD: Tensor,
+        candidate_B: Tensor,
+        history_T: Tensor,
+        history_kind_T: Tensor,
+        history_offsets: Tensor,
     ) -> Tensor:
         """Attend from each candidate to its row's history."""
         num_rows = candidate_B.shape[0]
@@ -41,13 +51,58 @@ class TargetAttention(nn.Module):
             history_offsets.diff(),
             output_size=history_T.shape[0],
         )
-        query_BD = self.query(item_UD[candidate_B])
-        key_TD = self.key(item_UD).index_select(0, history_T)
-        score_T = (query_BD.index_select(0, row_T) * key_TD).sum(-1).float() * self.scale
-        weight_T = softmax_by_row(score_T, row_T, num_rows)
-        value_TD = self.value(item_UD).index_select(0, history_T)
-        out_BD = value_TD.new_zeros(num_rows, value_TD.shape[1])
-        return out_BD.index_add(0, row_T, weight_T.to(value_TD.dtype).unsqueeze(-1) * value_TD)
+        at_T = history_T * self.num_kinds + history_kind_T
+        query_BD = self.query(item_UD[candidate_B]).index_select(0, row_T)
+        key_TD = self.key(item_UD).view(-1, self.dim).index_select(0, at_T)
+        score_T = (query_BD * key_TD).sum(-1).float() * self.dim**-0.5
+        return embedding_bag(
+            at_T,
+            self.value(item_UD).view(-1, self.dim).float(),
+            history_offsets[:-1],
+            mode="sum",
+            per_sample_weights=softmax_by_row(score_T, row_T, num_rows),
+        )
+
+
+class FeedbackSum(nn.Module):
+    """The whole history in one vector, and how far the candidate agrees with it.
+
+    Sums each history item's vector through the projection of its kind of feedback, divided by the
+    root of their number. Its product with the candidate is the factored form of linear item-item
+    models: every history item adds a learned affinity, of either sign, to the candidate.
+
+    Args:
+        dim: D of item vectors.
+        num_kinds: K kinds of feedback.
+
+    Shape:
+        item_UD, candidate_B, history_T, history_kind_T, history_offsets (B + 1) -> (B, 2 * D).
+    """
+
+    def __init__(self, dim: int, *, num_kinds: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_kinds = num_kinds
+        self.query = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, num_kinds * dim, bias=False)
+
+    def forward(
+        self,
+        item_UD: Tensor,
+        candidate_B: Tensor,
+        history_T: Tensor,
+        history_kind_T: Tensor,
+        history_offsets: Tensor,
+    ) -> Tensor:
+        """Sum each row's history and set it against the candidate."""
+        sum_BD = embedding_bag(
+            history_T * self.num_kinds + history_kind_T,
+            self.value(item_UD).view(-1, self.dim).float(),
+            history_offsets[:-1],
+            mode="sum",
+        )
+        sum_BD = sum_BD * history_offsets.diff().clamp_min(1).rsqrt().unsqueeze(1)
+        return torch.cat([sum_BD, self.query(item_UD[candidate_B]) * sum_BD], dim=1)
 
 
 def softmax_by_row(score_T: Tensor, row_T: Tensor, num_rows: int) -> Tensor:

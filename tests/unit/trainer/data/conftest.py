@@ -27,7 +27,10 @@ SCHEMA = DatasetSchema(
         Categorical(name="device", entity="request", cardinality=5, hashed=True),
     ),
     labels=("like", "love"),
-    history=ItemSequence(name="history", max_length=5),
+    histories=(
+        ItemSequence(name="history", max_length=5),
+        ItemSequence(name="skipped", max_length=3),
+    ),
 )
 
 
@@ -77,6 +80,7 @@ class SmallLog:
                 "item_count": rng.integers(0, 9, n),
                 "device": rng.integers(-(2**60), 2**60, n),
                 "history": random_lists(rng, n, 5, item_ids),
+                "skipped": random_lists(rng, n, 3, item_ids),
                 "like": rng.integers(0, 2, n).astype(np.int8),
                 "love": rng.integers(0, 2, n).astype(np.float32),
                 "rating": rng.integers(1, 6, n),

@@ -49,7 +49,7 @@ def test_embedding_bags_read_the_pooled_features(dataset: Dataset) -> None:
 
 
 def test_without_history_dense_or_pooled_features(small_log: Any) -> None:
-    small_log.schema = replace(small_log.schema, features=(), history=None)
+    small_log.schema = replace(small_log.schema, features=(), histories=())
     dataset = small_log.write().open()
     features = item_id_features(dataset, cardinality=1000, hashed=False)
     batch = BatchBuilder(dataset, features).build(dataset.block(RowRange(0, 12)))

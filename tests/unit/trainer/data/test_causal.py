@@ -8,6 +8,7 @@ from trainer.data.causal import GAP_BUCKET_EDGES, CausalConfig, CausalFeatures
 from trainer.data.ragged import Ragged
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 7, 11, 4
+HISTORIES = ("history", "history_rest")
 CONFIG = CausalConfig(max_history=5, session_gap=30, prior=3.0)
 # One item without a genre, one with two.
 GENRES = [[i % NUM_GENRES] for i in range(NUM_ITEMS - 2)] + [[], [0, 3]]
@@ -36,7 +37,8 @@ def features(config=CONFIG):
 
 def as_rows(columns):
     table = columns.table_columns()
-    table["history"] = table["history"].to_pylist()
+    for name in HISTORIES:
+        table[name] = table[name].to_pylist()
     return [
         {name: values[row] for name, values in table.items()}
         for row in range(len(table["session_id"]))
@@ -66,6 +68,7 @@ def naive_rows(log):
                 "session_id": sessions[user, time],
                 "gap_bucket": 1 + sum(recency >= e for e in GAP_BUCKET_EDGES) if mine else 0,
                 "history": [e[1] for e in mine if e[3]][-5:],
+                "history_rest": [e[1] for e in mine[-5:] if not e[3]],
                 "user_count": len(mine),
                 "user_mean": user_mean,
                 "user_recency": recency,
@@ -84,7 +87,7 @@ def assert_same(found, expected):
     for row, (got, want) in enumerate(zip(found, expected, strict=True)):
         assert got.keys() == want.keys()
         for name in want:
-            if name == "history":
+            if name in HISTORIES:
                 assert got[name] == want[name], (row, name)
             else:
                 assert got[name] == pytest.approx(want[name], rel=1e-6), (row, name)

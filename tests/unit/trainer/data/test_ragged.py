@@ -32,3 +32,16 @@ def test_take_of_nothing_and_of_empty_lists() -> None:
 def test_concatenate() -> None:
     parts = [from_lists(LISTS), from_lists([[7]]), from_lists([[], [8, 8]])]
     assert to_lists(Ragged.concatenate(parts)) == [*LISTS, [7], [], [8, 8]]
+
+
+def test_zip_joins_the_lists_of_each_row() -> None:
+    rng = np.random.default_rng(3)
+    parts = [
+        Ragged.from_lengths(rng.integers(0, 99, lengths.sum()), lengths)
+        for lengths in rng.integers(0, 4, (3, 50))
+    ]
+    rows = [[p.values[p.offsets[i] : p.offsets[i + 1]].tolist() for p in parts] for i in range(50)]
+    joined = Ragged.zip(parts)
+    assert [
+        joined.values[joined.offsets[i] : joined.offsets[i + 1]].tolist() for i in range(50)
+    ] == [sum(lists, []) for lists in rows]

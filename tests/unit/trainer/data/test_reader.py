@@ -46,7 +46,14 @@ def flat(batches: Any) -> list[int]:
 def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
-        for name in ("dense_BF", "candidate_B", "history_T", "history_offsets", "labels_BN"):
+        for name in (
+            "dense_BF",
+            "candidate_B",
+            "history_T",
+            "history_kind_T",
+            "history_offsets",
+            "labels_BN",
+        ):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert a.row_B.tolist() == b.row_B.tolist()
         for name in ("pooled", "items"):
@@ -66,7 +73,14 @@ def per_row(batch: Batch) -> dict[int, dict[str, Any]]:
             "dense": batch.dense_BF[i].tolist(),
             "labels": batch.labels_BN[i].tolist(),
             "item": item_ids[batch.candidate_B[i]],
-            "history": [item_ids[at] for at in batch.history_T[offsets[i] : offsets[i + 1]]],
+            "history": [
+                (item_ids[at], kind)
+                for at, kind in zip(
+                    batch.history_T[offsets[i] : offsets[i + 1]],
+                    batch.history_kind_T[offsets[i] : offsets[i + 1]].tolist(),
+                    strict=True,
+                )
+            ],
         }
         for i, row in enumerate(batch.row_B.tolist())
     }
@@ -97,7 +111,11 @@ def test_batches_hold_what_plain_python_finds(
             assert found["dense"] == pytest.approx([np.log1p(row["item_count"]), item["price"]])
             assert found["labels"] == [row["like"], row["love"]]
             assert found["item"] == [row["item_id"]]
-            assert found["history"] == [[item_id] for item_id in row["history"]]
+            assert found["history"] == [
+                ([item_id], kind)
+                for kind, name in enumerate(("history", "skipped"))
+                for item_id in row[name]
+            ]
             seen += 1
     assert seen == len(ROWS)
 
@@ -107,6 +125,7 @@ def test_types_of_a_batch(dataset: Dataset) -> None:
     assert batch.batch_size == 16
     assert {batch.dense_BF.dtype, batch.labels_BN.dtype} == {torch.float32}
     integers = [batch.candidate_B, batch.history_T, batch.history_offsets, batch.row_B]
+    integers.append(batch.history_kind_T)
     integers += [kjt.values() for kjt in (batch.pooled, batch.items)]
     integers += [kjt.lengths() for kjt in (batch.pooled, batch.items)]
     assert {tensor.dtype for tensor in integers} == {torch.int64}
