@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenization import residual
+from tokenization.assignment import best_way
 from tokenization.base import Codes, Embeddings, SemanticTokenizer, check_at_least, check_embeddings
-from tokenization.kmeans import fit_kmeans
+from tokenization.kmeans import fit_centroids, nearest_centroids
+from tokenization.points import EmbeddingSource, Points, PointsInMemory, PointsOnDisk
+from tokenization.shares import Share
 
 logger = logging.getLogger(__name__)
 
@@ -50,24 +53,44 @@ class RQKMeans:
         Raises:
             ValueError: embeddings that `check_embeddings` refuses, or fewer items than codes.
         """
-        left_over = check_embeddings(embeddings).copy()
-        codebooks = np.empty(
-            (self.num_levels, self.num_codes, left_over.shape[1]), dtype=np.float32
-        )
+        checked = check_embeddings(embeddings)
+        return self.fit_points(PointsInMemory(checked), Share(0, len(checked), len(checked)))
+
+    def fit_source(self, source: EmbeddingSource) -> RQKMeansTokenizer:
+        """Return the tokenizer fitted to embeddings on disk, in little memory.
+
+        Args:
+            source: under torchrun, of this rank's share of the items; the codebooks are the same
+                on every rank, and up to rounding those of one process.
+
+        Raises:
+            ValueError: see `fit`.
+        """
+        points = PointsOnDisk(source)
+        return self.fit_points(points, Share.of(points.num_points))
+
+    def fit_points(self, points: Points, share: Share) -> RQKMeansTokenizer:
+        """Return the tokenizer fitted to `points`, which are walked down to the last level.
+
+        Args:
+            points: of this process.
+            share: which of all points these are.
+        """
+        way = best_way()
+        codebooks = np.empty((self.num_levels, self.num_codes, points.dim), dtype=np.float32)
         for level in range(self.num_levels):
-            codebooks[level] = fit_kmeans(
-                left_over,
+            codebooks[level] = fit_centroids(
+                points,
+                share,
                 num_codes=self.num_codes,
                 num_iterations=self.num_iterations,
                 seed=self.seed + level,
+                way=way,
             )
-            left_over -= codebooks[level][residual.nearest(left_over, codebooks[level])]
-            logger.info(
-                "rq-kmeans level %d of %d: mean squared residual %.6g",
-                level + 1,
-                self.num_levels,
-                np.einsum("nd,nd->", left_over, left_over, dtype=np.float64) / len(left_over),
-            )
+            if level + 1 < self.num_levels:
+                codes = nearest_centroids(points, codebooks[level], way=way)
+                points.descend(codebooks[level], codes)
+            logger.info("rq-kmeans: level %d of %d fitted", level + 1, self.num_levels)
         return RQKMeansTokenizer(config=self, tensors={"codebooks": codebooks})
 
 

@@ -1,0 +1,52 @@
+"""Which part of all items this process holds, and sums over all processes.
+
+Under torchrun every rank fits the same codebooks to its own share of the items; without it there
+is one share. Sums are taken in double, so that the number of ranks changes codebooks by rounding
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows `start .. start + num_rows` of `total` rows.
+
+    Attributes:
+        start: index of this process's first row among all.
+        num_rows: rows here.
+        total: rows of all processes.
+    """
+
+    start: int
+    num_rows: int
+    total: int
+
+    @classmethod
+    def of(cls, num_rows: int) -> Share:
+        """The share of this process, in the order of ranks; all of it without process group."""
+        if not dist.is_initialized():
+            return cls(0, num_rows, num_rows)
+        counts = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+        counts[dist.get_rank()] = num_rows
+        dist.all_reduce(counts)
+        start = int(counts[: dist.get_rank()].sum())
+        return cls(start, num_rows, int(counts.sum()))
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Sum an array over all processes, in place."""
+        if dist.is_initialized():
+            dist.all_reduce(torch.from_numpy(array))
+
+    def local(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+        """Which places of `rows` (indices among all rows) are held here, and as which own rows."""
+        places = np.flatnonzero((rows >= self.start) & (rows < self.start + self.num_rows))
+        return places, rows[places] - self.start
