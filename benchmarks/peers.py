@@ -60,10 +60,19 @@ def peer_versions(python: Path) -> dict[str, str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's environment with `threads` threads, without anything that torchrun set."""
+    """This process's environment with `threads` threads, without anything that torchrun set.
+
+    Threads sleep while they wait: spinning costs every side a multiple of its time when anything
+    else, a reader's thread for instance, wants the same cores.
+    """
     ranks = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
-    return {**kept, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def own_python() -> Path:

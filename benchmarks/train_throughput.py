@@ -24,8 +24,9 @@ As it comes, hence different:
 
 `loader` runs what each library reads data with: torch-rechub's `DataGenerator`, deepctr-torch's
 `fit`, both over arrays in memory, and on our side the reader over parquet on disk, its start
-included; its threads share the same two cores. `memory` trains on eight batches that are tensors already. Every side is one process
-(two for two ranks) that stays; sides train in turn, and ratios are taken within a round.
+included; its threads share the same cores. `memory` trains on eight batches that are tensors
+already. Every side is one process (two for two ranks) that stays, with OMP_WAIT_POLICY=PASSIVE;
+sides train in turn, and ratios are taken within a round.
 """
 
 from __future__ import annotations
