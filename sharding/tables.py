@@ -51,6 +51,10 @@ _BYTES_PER_VALUE: dict[TableDType, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int
 _INT8_ROW_BYTES = 8
 """Scale and shift that FBGEMM keeps in each int8 row."""
 _NOT_BY_DEFAULT = ("data_parallel", "grid_shard")
+_ROWS_SPLIT = ("row_wise", "table_row_wise", "grid_shard")
+"""TorchRec 1.8 divides the sums of mean-pooled tables that are split by rows in a step of its own,
+which takes the wrong lengths beside tables sharded in other ways, and always under grid sharding:
+results are wrong without an error."""
 _CPU_DTYPES = ("fp32", "fp16")
 _CPU_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
@@ -70,7 +74,8 @@ class TableSpec:
         dim: floats per embedding; TBE wants a multiple of 4.
         features: keys of the KeyedJaggedTensor that index this table.
         role: what the rows stand for; storage is reported by role.
-        pooling: how the ids of one bag are joined; `none` for sequences.
+        pooling: how the ids of one bag are joined; `none` for sequences. A `mean` table is never
+            split by rows (TorchRec averages wrongly there).
         dtype: of the weights. Optimizer state is always fp32.
         optimizer: fused into the backward pass.
         sharding_types: TorchRec sharding types the planner may choose from; None for all but
@@ -128,6 +133,12 @@ class TableSpec:
             raise ValueError(
                 f"table {self.name!r}: sharding_types holds {', '.join(unknown)}, "
                 f"expected some of {', '.join(sorted(known))}"
+            )
+        if self.pooling == "mean" and (split := set(_ROWS_SPLIT) & set(self.sharding_types or ())):
+            raise ValueError(
+                f"table {self.name!r}: pooling is 'mean' and sharding_types holds "
+                f"{', '.join(sorted(split))}, under which TorchRec averages wrongly; pool by "
+                "'sum', or take them out of sharding_types"
             )
         self._check_placement()
 
@@ -241,6 +252,9 @@ def _constraints(table: TableSpec, min_partition: int) -> ParameterConstraints:
     types = table.sharding_types
     if types is None and table.optimizer == "partial_rowwise_adam":
         types = tuple(t.value for t in ShardingType if t.value not in _NOT_BY_DEFAULT)
+    if table.pooling == "mean":
+        every = tuple(t.value for t in ShardingType)
+        types = tuple(t for t in types or every if t not in _ROWS_SPLIT)
     return ParameterConstraints(
         sharding_types=list(types) if types else None,
         compute_kernels=kernels,
