@@ -1,0 +1,150 @@
+import json
+import os
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from tests.integration.rank_processes import RanksFailedError, run_ranks
+from tests.integration.workers import resume, train_and_die, train_whole_and_stopped
+from trainer.parallelize import ShardingConfig
+
+
+def random_step():
+    """After the first checkpoint, before the last step; the seed is printed on failure."""
+    step = random.SystemRandom().randint(6, 22)
+    print(f"stopped at step {step}")
+    return step
+
+
+@pytest.fixture(scope="module")
+def table_wise(smoke):
+    """A rank without shards of some table: its fused optimizer has no state there."""
+    tables = tuple(replace(table, sharding_types=("table_wise",)) for table in smoke.tables)
+    return replace(smoke, name="table_wise", tables=tables)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(smoke, table_wise, tmp_path_factory):
+    """Folder of runs trained as a whole and stopped, by name of the experiment."""
+    folder = tmp_path_factory.mktemp("two")
+    fsdp = replace(smoke, name="fsdp", sharding=ShardingConfig(fsdp_min_parameters=1))
+    run_ranks(
+        train_whole_and_stopped,
+        2,
+        [(experiment, random_step()) for experiment in (smoke, table_wise, fsdp)],
+        folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(smoke, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    run_ranks(train_whole_and_stopped, 1, [(smoke, random_step())], folder)
+    return folder
+
+
+def tensors(run, folder, step=22):
+    path = folder / "tensors.pt"
+    dcp_to_torch_save(run / "checkpoints" / f"step_{step:010d}", path)
+    return dict(flat("", torch.load(path, weights_only=False)))
+
+
+def flat(prefix, value):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(f"{prefix}/{key}", inner)
+    else:
+        yield prefix, value
+
+
+def same(value, other):
+    if isinstance(value, torch.Tensor):
+        return torch.equal(value, other)
+    return value == other
+
+
+def assert_bit_equal(one, other, folder):
+    first, second = tensors(one, folder), tensors(other, folder)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert same(value, second[name]), name
+    return first
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_each_step_once(run):
+    trained = [line["step"] for line in lines(run) if "train/loss" in line]
+    assert trained == [3, 6, 9, 12, 15, 18, 21, 22]
+    evaluated = [line["step"] for line in lines(run) if "valid/click_auc" in line]
+    assert evaluated == [10, 20, 22]
+
+
+@pytest.mark.parametrize("name", ["trm_rankmixer", "table_wise", "fsdp"])
+def test_two_ranks_resume_bit_for_bit(on_two_ranks, name, tmp_path):
+    runs = on_two_ranks / name
+    saved = assert_bit_equal(runs / "whole", runs / "stopped", tmp_path)
+    for part in ("/model/sparse.", "/model/network.", "/fused/", "/network_optimizer", "/random/"):
+        assert any(part in key for key in saved), f"no {part} among {sorted(saved)[:50]}"
+    assert_each_step_once(runs / "whole")
+    assert_each_step_once(runs / "stopped")
+    predictions = [
+        (runs / run / "predictions.parquet").read_bytes() for run in ("whole", "stopped")
+    ]
+    assert predictions[0] == predictions[1]
+
+
+def test_training_changed_the_weights_after_the_first_checkpoint(on_two_ranks, tmp_path):
+    run = on_two_ranks / "trm_rankmixer" / "whole"
+    early, late = tensors(run, tmp_path, step=5), tensors(run, tmp_path)
+    unmoved = [key for key in early if "/model/" in key and same(early[key], late[key])]
+    assert unmoved == ["/model/network.dense_encoding.edges_FE"]
+
+
+def test_one_rank_resumes_bit_for_bit(on_one_rank, tmp_path):
+    runs = on_one_rank / "trm_rankmixer"
+    assert_bit_equal(runs / "whole", runs / "stopped", tmp_path)
+    assert_each_step_once(runs / "stopped")
+
+
+def test_killed_rank_resumes_bit_for_bit_and_half_a_checkpoint_is_ignored(
+    smoke, on_two_ranks, tmp_path
+):
+    killed = tmp_path / "killed"
+    with pytest.raises(RanksFailedError, match=r"rank 1: exit code -9"):
+        run_ranks(train_and_die, 2, smoke, killed, random_step(), 1)
+    assert not (killed / "result.json").exists()
+    for name in ("step_0000000021", ".step_0000000022.unfinished"):
+        half = killed / "checkpoints" / name
+        half.mkdir(parents=True)
+        (half / "__0_0.distcp").write_bytes(b"half")
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "train/lo')
+    run_ranks(resume, 2, smoke, killed)
+    assert_bit_equal(on_two_ranks / "trm_rankmixer" / "whole", killed, tmp_path)
+    assert_each_step_once(killed)
+
+
+def test_checkpoint_of_other_settings_is_refused(smoke, on_one_rank):
+    other = replace(smoke, optim=replace(smoke.optim, sparse_lr=0.5))
+    with pytest.raises(
+        RanksFailedError,
+        match=r"saved by an experiment with fingerprint .* this one is .*config\.json",
+    ):
+        run_ranks(resume, 1, other, on_one_rank / "trm_rankmixer" / "whole")
+
+
+def test_checkpoint_of_other_world_size_is_refused(smoke, on_one_rank):
+    with pytest.raises(RanksFailedError, match="saved by 1 ranks, this run has 2; resume on"):
+        run_ranks(resume, 2, smoke, on_one_rank / "trm_rankmixer" / "whole")
+
+
+def test_old_checkpoints_make_room(on_two_ranks):
+    found = sorted(os.listdir(on_two_ranks / "trm_rankmixer" / "whole" / "checkpoints"))
+    assert found == [f"step_{step:010d}" for step in (5, 10, 15, 20, 22)]

@@ -1,0 +1,167 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from configs import dlrm_id, rankmixer_gen, trm_rankmixer
+from sharding.tables import TableSpec
+from tokenization.mem_tokens import MemTokens
+from trainer.experiment import TrainConfig
+from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN
+
+
+@pytest.fixture
+def hybrid():
+    return trm_rankmixer.smoke()
+
+
+@pytest.fixture
+def by_id():
+    return dlrm_id.smoke()
+
+
+def with_table(experiment, name, **changes):
+    tables = tuple(
+        replace(table, **changes) if table.name == name else table for table in experiment.tables
+    )
+    assert tables != experiment.tables
+    return replace(experiment, tables=tables)
+
+
+def without_table(experiment, name):
+    return replace(
+        experiment, tables=tuple(table for table in experiment.tables if table.name != name)
+    )
+
+
+def test_item_tables_are_found_by_feature(hybrid, by_id):
+    assert set(hybrid.item_tables) == {GEN_TOKEN, MEM_TOKEN}
+    assert set(by_id.item_tables) == {"item_id"}
+
+
+def test_feature_with_more_ids_than_rows_is_refused(hybrid):
+    with pytest.raises(
+        ValueError, match=r"table 'user_id': rows is 499, but feature 'user_id' has 500 ids"
+    ):
+        with_table(hybrid, "user_id", rows=499)
+
+
+def test_feature_without_table_is_refused(hybrid):
+    with pytest.raises(ValueError, match=r"features without table: \['hour'\].*unknown.*none"):
+        without_table(hybrid, "hour")
+
+
+def test_table_of_an_unknown_feature_is_refused(hybrid):
+    stranger = TableSpec(name="moon", rows=4, dim=4, features=("moon",), role="side")
+    with pytest.raises(ValueError, match=r"tables of unknown features: \['moon'\]"):
+        replace(hybrid, tables=(*hybrid.tables, stranger))
+
+
+def test_table_named_twice_is_refused(hybrid):
+    with pytest.raises(ValueError, match=r"named twice: user_id"):
+        replace(hybrid, tables=(*hybrid.tables, hybrid.tables[0]))
+
+
+def test_gen_table_must_hold_exactly_levels_times_codes(hybrid):
+    rows = hybrid.item_tables[GEN_TOKEN].rows
+    for wrong in (rows - 1, rows + 1):
+        with pytest.raises(ValueError, match=rf"rows is {wrong}, but .*4 x 32 = 128 gen-tokens"):
+            with_table(hybrid, GEN_TOKEN, rows=wrong)
+
+
+def test_mem_table_must_not_have_rows_that_are_never_trained(hybrid):
+    merges = hybrid.tokenizer.mem.num_merges
+    with pytest.raises(ValueError, match=rf"rows is {merges + 1}, but at most {merges} mem-tokens"):
+        with_table(hybrid, MEM_TOKEN, rows=merges + 1)
+    assert with_table(hybrid, MEM_TOKEN, rows=merges - 1)
+
+
+def test_levels_of_model_and_tokenizer_must_agree(hybrid):
+    model = replace(hybrid.model, item=replace(hybrid.model.item, num_levels=3))
+    with pytest.raises(
+        ValueError, match=r"model\.item\.num_levels is 3 but the tokenizer has 4 levels"
+    ):
+        replace(hybrid, model=model)
+
+
+def test_tokens_without_tokenizer_are_refused(hybrid):
+    with pytest.raises(ValueError, match="reads tokens but tokenizer is None"):
+        replace(hybrid, tokenizer=None)
+
+
+def test_tokenizer_without_effect_is_refused(hybrid, by_id):
+    with pytest.raises(ValueError, match=r"tokenizer is set but model\.item reads item IDs"):
+        replace(by_id, tokenizer=hybrid.tokenizer)
+
+
+def test_item_tables_must_be_those_that_the_model_reads(hybrid, by_id):
+    with pytest.raises(ValueError, match=r"reads \['gen_token', 'mem_token'\].*hold \['gen_token'"):
+        without_table(hybrid, MEM_TOKEN)
+    gen_only = rankmixer_gen.smoke()
+    with pytest.raises(ValueError, match=r"model.item reads \['gen_token'\]"):
+        replace(hybrid, model=gen_only.model)
+    with pytest.raises(ValueError, match=r"hold \['item_id'\]"):
+        replace(hybrid, tables=by_id.tables)
+
+
+def test_dims_of_item_table_and_model_must_agree(hybrid):
+    with pytest.raises(
+        ValueError, match=r"table 'gen_token': dim is 16, but model\.item\.table_dim is 32"
+    ):
+        with_table(hybrid, GEN_TOKEN, dim=16)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_batch_that_ranks_share_evenly_is_fine(hybrid, ranks):
+    hybrid.check_ranks(ranks)
+
+
+def test_batch_that_ranks_can_not_share_is_refused_with_one_that_they_can(hybrid):
+    with pytest.raises(
+        ValueError, match=r"train\.batch_size is 1024, which 3 ranks can't share evenly; try 1023"
+    ):
+        hybrid.check_ranks(3)
+    tiny = replace(hybrid, train=replace(hybrid.train, batch_size=3, eval_batch_size=9))
+    with pytest.raises(ValueError, match=r"batch_size is 3.*try 5"):
+        tiny.check_ranks(5)
+    tiny.check_ranks(3)
+    with pytest.raises(ValueError, match=r"train\.eval_batch_size is 9, which 2 ranks"):
+        replace(tiny, train=replace(tiny.train, batch_size=4)).check_ranks(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "train.batch_size is 0, expected at least 1"),
+        ({"num_epochs": 0}, "train.num_epochs is 0"),
+        ({"log_every": 0}, "train.log_every is 0"),
+        ({"keep_checkpoints": 0}, "train.keep_checkpoints is 0"),
+        ({"eval_batch_size": 0}, "train.eval_batch_size is 0"),
+        ({"max_steps": 0}, "train.max_steps is 0, expected at least 1, or None"),
+        ({"eval_every": 0}, "train.eval_every is 0"),
+        ({"checkpoint_every": -1}, "train.checkpoint_every is -1"),
+    ],
+)
+def test_length_and_rhythm_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
+def test_record_is_json_and_names_classes(hybrid):
+    record = json.loads(json.dumps(hybrid.to_dict()))
+    assert record["class"] == "Experiment"
+    assert record["model"]["tower"]["class"] == "RankMixerConfig"
+    assert record["data"]["folder"] == "data/smoke"
+    assert [table["name"] for table in record["tables"]] == [t.name for t in hybrid.tables]
+
+
+def test_fingerprint_is_equal_for_equal_values_and_changes_with_any(hybrid):
+    assert hybrid.fingerprint == trm_rankmixer.smoke().fingerprint
+    others = [
+        replace(hybrid, name="other"),
+        replace(hybrid, train=replace(hybrid.train, seed=1)),
+        replace(hybrid, optim=replace(hybrid.optim, sparse_lr=0.1)),
+        replace(hybrid, tokenizer=replace(hybrid.tokenizer, mem=MemTokens(num_merges=1000))),
+        with_table(hybrid, "user_id", optimizer="sgd"),
+    ]
+    assert len({hybrid.fingerprint, *(other.fingerprint for other in others)}) == 6
