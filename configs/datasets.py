@@ -22,6 +22,7 @@ class Source:
         num_items: rows of an item-ID table.
         residual_ids: features whose tables count as `residual_id`: IDs that stay in every model.
         train: batch and length that suit the log.
+        warmup_steps: steps over which learning rates rise.
     """
 
     data: DataConfig
@@ -29,6 +30,7 @@ class Source:
     num_items: int
     residual_ids: tuple[str, ...]
     train: TrainConfig
+    warmup_steps: int = 50
 
 
 def movielens1m() -> Source:
@@ -62,6 +64,7 @@ def movielens100k() -> Source:
         num_items=1682,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=1024, num_epochs=1),
+        warmup_steps=10,
     )
 
 
@@ -99,5 +102,6 @@ def synthetic(folder: Path, config: SyntheticConfig) -> Source:
         ),
         num_items=config.num_items_ever,
         residual_ids=("user_id", "query_id"),
-        train=TrainConfig(batch_size=1024 if small else 4096, num_epochs=1),
+        train=TrainConfig(batch_size=256 if small else 4096, num_epochs=1),
+        warmup_steps=10 if small else 50,
     )

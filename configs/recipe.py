@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from configs.datasets import Source
 from sharding.tables import TableSpec
 from trainer.experiment import Experiment
@@ -23,7 +25,7 @@ ITEM_DIM = 48
 ID_DROPOUT = 0.5
 RANKMIXER = RankMixerConfig(num_tokens=8, dim=64, num_layers=2, expansion=2.0)
 DLRM_MLP = DLRMConfig(hidden_dims=(256, 128))
-OPTIM = OptimConfig(dense_lr=1e-3, sparse_lr=0.02, warmup_steps=50, decay="linear")
+OPTIM = OptimConfig(dense_lr=2e-3, sparse_lr=0.05, warmup_steps=50, decay="linear")
 
 
 def ranking_experiment(
@@ -47,7 +49,7 @@ def ranking_experiment(
         tables=(*feature_tables(source), *item_tables(source, item)),
         tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
         model=RankingModelConfig(item=item, tower=tower, id_dropout=ID_DROPOUT),
-        optim=OPTIM,
+        optim=replace(OPTIM, warmup_steps=source.warmup_steps),
         train=source.train,
     )
 
