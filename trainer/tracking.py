@@ -119,7 +119,7 @@ class TokenUse:
 
     def take(self) -> dict[str, float]:
         """Share of each level's codes in use, and start anew."""
-        shares = self._seen_LK.mean(axis=1)
+        shares = self._seen_LK.sum(axis=1) / max(1, self._seen_LK.shape[1])
         self._seen_LK[:] = False
         return {f"tokens/level_{level}_use": float(share) for level, share in enumerate(shares)}
 
