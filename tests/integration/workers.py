@@ -19,6 +19,7 @@ from trainer.experiment import Experiment
 from trainer.loop import train
 from trainer.parallelize import ParallelModel, ShardingConfig, parallelize
 from trainer.pipeline import NonFiniteLossError, RankingPipeline
+from trainer.scoring import score
 
 
 def build(case: Case, ranks) -> ParallelModel:
@@ -173,3 +174,42 @@ def weights_of(parallel: ParallelModel) -> dict[str, torch.Tensor]:
     tables = {f"{name} {place}": part.clone() for name, place, part in table_parts(parallel)}
     network = parallel.network.named_parameters()
     return {**tables, **{name: weight.detach().clone() for name, weight in network}}
+
+
+def feed_in_parts(case: Case, folder: Path) -> None:
+    """Train once on one stretch of batches, once on three of two with scoring in between."""
+    ranks = start_ranks()
+    batches = [parts[0] for parts in batches_of_ranks(case, 1)]
+    seen = {}
+    for name, size in (("whole", 6), ("parts", 2)):
+        parallel = build(case, ranks)
+        pipeline = RankingPipeline(parallel, ranks, folder / "non_finite")
+        parallel.model.train()
+        losses, labels, scores = [], [], []
+        for start in range(0, 6, size):
+            pipeline.read_from(iter(batches[start : start + size]))
+            for _ in range(size):
+                labels.append(pipeline.step().labels_BN.tolist())
+                losses.append(pipeline.loss)
+            ended = False
+            try:
+                pipeline.step()
+            except StopIteration:
+                ended = True
+            seconds, seconds_again = pipeline.take_seconds(), pipeline.take_seconds()
+            pipeline.detach()
+            scored = score(parallel.model, [batches[0]], ranks, ("a", "b"))
+            scores.append(scored.scores["a"].tolist())
+            assert parallel.model.training
+        seen[name] = {
+            "losses": losses,
+            "first_labels": labels,
+            "weights": weights_of(parallel),
+            "ended": ended,
+            "seconds": seconds,
+            "seconds_again": seconds_again,
+            "scored_before": scores[0],
+            "scored_after": scores[-1],
+        }
+    torch.save(seen, folder / "seen.pt")
+    stop_ranks()
