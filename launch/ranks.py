@@ -37,8 +37,10 @@ def run_on_ranks(
         RankFailedError: with the message of the first rank that failed.
     """
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Ranks and readers share the processors: a thread that waits must not keep one busy.
+    added = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    added = {name: value for name, value in added.items() if name not in os.environ}
+    os.environ.update(added)
     log_folder.mkdir(parents=True, exist_ok=True)
     config = LaunchConfig(
         min_nodes=1,
@@ -64,8 +66,8 @@ def run_on_ranks(
             message = message.get("message", message)
         raise RankFailedError(f"rank {rank} failed: {_first_line(str(message))}") from error
     finally:
-        if before is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @record
