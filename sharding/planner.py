@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
 from sharding.tables import TableSpec, check_device, planner_constraints
 
@@ -56,6 +57,13 @@ def plan_on_ranks(
         hbm_cap=hbm_bytes or None,
         ddr_cap=ddr_bytes,
     )
+    if world_size == 1:
+        # Nothing to split: splitting by rows would still bucketize every batch, and replicating
+        # would make every weight a dense parameter. The planner's estimates see neither.
+        tables = [
+            replace(table, sharding_types=table.sharding_types or (ShardingType.TABLE_WISE.value,))
+            for table in tables
+        ]
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
