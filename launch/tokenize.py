@@ -3,12 +3,17 @@ r"""Fit gen-tokens and mem-tokens to item embeddings, save them and print how go
     farewell tokenize --embeddings data/movielens1m/item_embeddings.parquet --out tokens/ \
         --tokenizer.num-levels 3 --tokenizer.num-codes 128 --mem.num-merges 2000
 
+Other tokenizers: `--tokenizer KIND` with rq_kmeans (default), rq_vae, balanced_rq_kmeans, opq or
+opmq. Other combinations of codes: `--mem KIND` with bpe (default), prefix_ngrams or k_grams. Each
+has settings of its own, which `--tokenizer KIND --help` lists.
+
 The defaults of tokenizer and mem-tokens are the paper's sizes, for catalogues of millions; a small
 catalogue needs smaller ones (gen rows + mem rows well below the number of items).
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -16,16 +21,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tokenization.artifact import TokenArtifact
+from tokenization.collisions import Collisions
 from tokenization.embedding_table import EmbeddingTable
+from tokenization.exposures import count_exposures
 from tokenization.mem_tokens import MemTokens
+from tokenization.ngrams import KGrams, PrefixNGrams
 from tokenization.pipeline import fit_tokens
 from tokenization.quality import TokenQuality, measure_quality
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.tokenizers import CONFIGS, AnyTokenizer
+from trainer.data.hashing import hash_buckets
+
+AnyMem = MemTokens | PrefixNGrams | KGrams
+"""Settings of any of the combinations of codes."""
+
+MEM_KINDS: dict[str, type[AnyMem]] = {
+    config.kind: config for config in (MemTokens, PrefixNGrams, KGrams)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +56,25 @@ class TokenizeArgs:
         embedding_column: name of the list column.
         tokenizer: settings of the gen-tokens.
         mem: settings of the mem-tokens.
+        collisions: what becomes of items with equal codes: they stay together, get an extra code,
+            or move to the next nearest free codeword of the last level.
+        exposures: log (parquet file, or folder of parts) with a row an impression; mem-tokens are
+            then taken by impressions instead of by items.
+        exposure_share: of that log's rows that count, from the first on.
+        mem_rows: rows of the mem table that a model will have; where that is less than the
+            mem-tokens, they are hashed into its rows, and how many then share one is measured.
         json: file to write the quality figures to.
     """
 
     embeddings: Path
     out: Path
     embedding_column: str = "embedding"
-    tokenizer: RQKMeans = field(default_factory=RQKMeans)
-    mem: MemTokens = field(default_factory=MemTokens)
+    tokenizer: AnyTokenizer = field(default_factory=RQKMeans)
+    mem: AnyMem = field(default_factory=MemTokens)
+    collisions: Collisions = "keep"
+    exposures: Path | None = None
+    exposure_share: float = 0.8
+    mem_rows: int | None = None
     json: Path | None = None
 
 
@@ -56,7 +85,17 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
         ValueError: see `EmbeddingTable.load`, `fit_tokens` and `TokenArtifact.save`.
     """
     table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
-    artifact = fit_tokens(table.item_ids, table.embeddings, tokenizer=args.tokenizer, mem=args.mem)
+    weights = None
+    if args.exposures is not None:
+        weights = count_exposures(args.exposures, table.item_ids, share=args.exposure_share)
+    artifact = fit_tokens(
+        table.item_ids,
+        table.embeddings,
+        tokenizer=args.tokenizer,
+        mem=args.mem,
+        weights=weights,
+        collisions=args.collisions,
+    )
     quality = measure_quality(artifact, table.embeddings)
     artifact.save(args.out)
     if args.json is not None:
@@ -74,6 +113,15 @@ def _write_json(path: Path, artifact: TokenArtifact, quality: TokenQuality) -> N
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def row_collisions(num_tokens: int, num_rows: int) -> float:
+    """Share of mem-tokens that share their row with another; 0 while each has its own."""
+    if num_tokens <= num_rows:
+        return 0.0
+    rows = hash_buckets(np.arange(num_tokens), num_rows)
+    counts = np.bincount(rows, minlength=num_rows)
+    return float(counts[counts > 1].sum() / num_tokens)
 
 
 def quality_tables(quality: TokenQuality) -> tuple[Table, Table]:
@@ -101,11 +149,39 @@ def quality_tables(quality: TokenQuality) -> tuple[Table, Table]:
     return levels, whole
 
 
+def parse(args: Sequence[str]) -> TokenizeArgs:
+    """Read the words that follow the verb; the kinds decide which other settings there are."""
+    kinds = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    kinds.add_argument("--tokenizer", choices=CONFIGS, default=RQKMeans.kind)
+    kinds.add_argument("--mem", choices=MEM_KINDS, default=MemTokens.kind)
+    chosen, rest = kinds.parse_known_args(list(args))
+    default = TokenizeArgs(
+        embeddings=tyro.MISSING,
+        out=tyro.MISSING,
+        tokenizer=CONFIGS[chosen.tokenizer](),
+        mem=MEM_KINDS[chosen.mem](),
+    )
+    return tyro.cli(
+        TokenizeArgs,
+        prog="farewell tokenize",
+        description=__doc__,
+        args=rest,
+        default=default,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
 def main(args: Sequence[str]) -> None:
     """Run `farewell tokenize` with the words that follow the verb."""
-    parsed = tyro.cli(TokenizeArgs, prog="farewell tokenize", description=__doc__, args=args)
+    parsed = parse(args)
     artifact, quality = tokenize(parsed)
     console = Console()
     for table in quality_tables(quality):
         console.print(table)
+    if parsed.mem_rows is not None:
+        share = row_collisions(artifact.num_merges, parsed.mem_rows)
+        console.print(
+            f"{artifact.num_merges:,} mem-tokens in {parsed.mem_rows:,} rows: {share:.1%} share "
+            f"their row with another"
+        )
     console.print(f"{parsed.out}: fingerprint {artifact.fingerprint}", soft_wrap=True)

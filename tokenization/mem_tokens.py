@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenization.base import Codes, check_at_least
+from tokenization.segmentation import hash_table, segment, windows
 from tokenization.vocabulary import gen_row
 
 Cover = Literal["finest", "tree", "windows"]
@@ -157,12 +158,12 @@ class Merges:
             )
         num_gen = self.num_levels * self.num_codes
         keys = self.left * (num_gen + len(self)) + self.right
-        order = np.argsort(keys)
         rows = gen_row(codes, self.num_codes)
         if cover == "windows":
-            tokens = _windows(rows, keys[order], order, num_gen)
+            order = np.argsort(keys)
+            tokens = windows(rows, keys[order], order, num_gen)
         else:
-            tokens = _apply(rows, keys[order], order, num_gen, cover == "tree")
+            tokens = segment(rows, hash_table(keys), num_gen, num_gen + len(self), cover == "tree")
         kept = tokens >= 0
         offsets = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(kept.sum(axis=1), out=offsets[1:])
@@ -185,22 +186,6 @@ def check_weights(weights: NDArray[np.integer] | None, num_items: int) -> NDArra
     if weights.size and weights.min() < 0:
         raise ValueError(f"weights: expected at least 0, found {weights.min()}")
     return weights.astype(np.int64)
-
-
-def _windows(
-    rows_NL: NDArray[np.int64], keys: NDArray[np.int64], ranks: NDArray[np.int64], num_gen: int
-) -> NDArray[np.int64]:
-    """Look up every run of codes, from the run shorter by one; -1 where there is no token."""
-    num_symbols = num_gen + len(keys)
-    current, found = rows_NL, [np.full((len(rows_NL), 1), -1, dtype=np.int64)]
-    for length in range(2, rows_NL.shape[1] + 1 if len(keys) else 0):
-        left = current[:, : rows_NL.shape[1] - length + 1]
-        wanted = left * num_symbols + rows_NL[:, length - 1 :]
-        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        hit = (left >= 0) & (keys[place] == wanted)
-        found.append(np.where(hit, ranks[place], -1))
-        current = np.where(hit, num_gen + ranks[place], -1)
-    return np.concatenate(found, axis=1)
 
 
 def _starting_pairs(
@@ -340,46 +325,3 @@ def _merge(  # pragma: no cover, compiled
             if count[p] >= min_frequency:
                 heapq.heappush(heap, (-weight[p], left[p], right[p], p))
     return merge_left[:num_merges], merge_right[:num_merges], merge_count[:num_merges]
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _apply(  # pragma: no cover, compiled
-    rows: NDArray[np.int64],
-    keys: NDArray[np.int64],
-    ranks: NDArray[np.int64],
-    num_gen: int,
-    whole_tree: bool,
-) -> NDArray[np.int64]:
-    """Segment each item by the earliest merge first; -1 fills the unused places."""
-    num_items, num_levels = rows.shape
-    num_symbols = num_gen + len(keys)
-    tokens = np.full((num_items, num_levels), -1, dtype=np.int64)
-    symbols = np.empty(num_levels, dtype=np.int64)
-    pair_rank = np.empty(num_levels, dtype=np.int64)
-    for item in range(num_items):
-        length = num_levels
-        symbols[:] = rows[item]
-        num_tokens = 0
-        while length > 1:
-            best = -1
-            for i in range(length - 1):
-                key = symbols[i] * num_symbols + symbols[i + 1]
-                place = np.searchsorted(keys, key)
-                pair_rank[i] = ranks[place] if place < len(keys) and keys[place] == key else -1
-                if pair_rank[i] >= 0 and (best < 0 or pair_rank[i] < pair_rank[best]):
-                    best = i
-            if best < 0:
-                break
-            symbols[best] = num_gen + pair_rank[best]
-            for i in range(best + 1, length - 1):
-                symbols[i] = symbols[i + 1]
-            length -= 1
-            if whole_tree:
-                tokens[item, num_tokens] = pair_rank[best]
-                num_tokens += 1
-        if not whole_tree:
-            for i in range(length):
-                if symbols[i] >= num_gen:
-                    tokens[item, num_tokens] = symbols[i] - num_gen
-                    num_tokens += 1
-    return tokens

@@ -10,7 +10,9 @@ import pytest
 from launch import embed, tokenize
 from tokenization.artifact import TokenArtifact
 from tokenization.embedding_table import EmbeddingTable
+from tokenization.exposures import count_exposures
 from tokenization.text_encoder import TextEncoder
+from trainer.data.hashing import hash_buckets
 
 COLOURS = ["a red", "a green"]
 THINGS = ["cake", "candle", "cake with candle", "candle with cake"]
@@ -64,6 +66,51 @@ def test_embeddings_that_the_catalogue_brings(tmp_path, items):
     args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "4"]
     tokenize.main(args)
     assert TokenArtifact.load(tmp_path / "tokens").item_ids.tolist() == list(range(100, 108))
+
+
+@pytest.mark.parametrize("kind", ["rq_vae", "balanced_rq_kmeans", "opq", "opmq"])
+def test_every_tokenizer_by_its_kind(tmp_path, items, kind):
+    args = ["--embeddings", str(items), "--embedding-column", "vector", "--tokenizer", kind]
+    args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "3"]
+    tokenize.main([*args, "--collisions", "next_nearest", "--mem", "k_grams"])
+    artifact = TokenArtifact.load(tmp_path / "tokens")
+    assert artifact.manifest["tokenizer"]["kind"] == kind
+    assert artifact.manifest["mem"]["kind"] == "k_grams"
+    assert artifact.manifest["collisions"] == "next_nearest"
+    with pytest.raises(SystemExit):
+        tokenize.main([*args[:-2], "--tokenizer", "hash"])
+
+
+def test_mem_tokens_by_exposure(tmp_path, items):
+    (tmp_path / "log").mkdir()
+    shown = [100] * 5 + [103] * 2 + [7] + [105] * 2
+    pq.write_table(pa.table({"item_id": shown[:4]}), tmp_path / "log" / "part-0.parquet")
+    pq.write_table(pa.table({"item_id": shown[4:]}), tmp_path / "log" / "part-1.parquet")
+    ids = np.arange(100, 108)
+    whole = count_exposures(tmp_path / "log", ids)
+    assert whole.tolist() == [5, 0, 0, 2, 0, 2, 0, 0]
+    assert count_exposures(tmp_path / "log", ids, share=0.6).tolist() == [5, 0, 0, 1, 0, 0, 0, 0]
+    args = ["--embeddings", str(items), "--embedding-column", "vector"]
+    args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "3"]
+    tokenize.main([*args, "--exposures", str(tmp_path / "log")])
+    assert TokenArtifact.load(tmp_path / "tokens").manifest["mem"]["weighted"]
+    with pytest.raises(ValueError, match="none of the 8 items occurs"):
+        count_exposures(tmp_path / "log", ids + 1000)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        count_exposures(tmp_path / "nothing", ids)
+    with pytest.raises(ValueError, match="expected an integer column 'vector'"):
+        count_exposures(items, ids, column="vector")
+
+
+def test_mem_tokens_that_share_a_row_are_counted_from_the_rows_themselves(tmp_path, items, capsys):
+    assert tokenize.row_collisions(100, 100) == 0.0
+    rows = hash_buckets(np.arange(100), 50).tolist()
+    expected = sum(rows.count(row) > 1 for row in rows) / 100
+    assert tokenize.row_collisions(100, 50) == pytest.approx(expected)
+    args = ["--embeddings", str(items), "--embedding-column", "vector", "--mem-rows", "1"]
+    args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "2"]
+    tokenize.main(args)
+    assert "in 1 rows" in capsys.readouterr().out
 
 
 def test_a_text_column_without_texts(tmp_path, items):
