@@ -12,6 +12,7 @@ VERBS = {
     "data": "write a data set folder: MovieLens, or a simulated log",
     "embed": "texts of a catalogue -> one embedding an item",
     "tokenize": "item embeddings -> gen-tokens and mem-tokens",
+    "plan": "shard an experiment's tables on a cluster that need not be there",
     "train": "train a named experiment on one or many ranks",
     "evaluate": "metrics of a finished run, with intervals and buckets",
     "compare": "train and report a named comparison: quality, storage, speed",

@@ -3,6 +3,7 @@ r"""Train a named experiment, or one of your own.
     farewell train trm_rankmixer.movielens1m --ranks 2
     farewell train trm_rankmixer.movielens1m --train.max-steps 100 --optim.sparse-lr 0.01
     farewell train mine.py:experiment --folder runs/mine --resume
+    farewell train mine.py:experiment --ranks 2 --plan runs/mine/plan/plan_mine_1.json
     torchrun --nproc-per-node 2 -m launch.cli train trm_rankmixer.movielens1m --folder runs/mine
 
 Under torchrun or torchx this process is one of the ranks; otherwise `--ranks` starts them here.
@@ -37,6 +38,7 @@ class TrainCommand:
         folder: run folder; by default `runs/<experiment>/<time>`, with `--resume` the newest one.
         resume: go on from the newest complete checkpoint of `folder`.
         ranks: processes to start on this machine (under torchrun, torchrun decides).
+        plan: sharding plan to execute, from `farewell plan` or an earlier run.
         json: file to write the result to.
         experiment: what is trained.
     """
@@ -44,6 +46,7 @@ class TrainCommand:
     folder: Path | None = None
     resume: bool = False
     ranks: int = 1
+    plan: Path | None = None
     json: Path | None = None
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
@@ -68,12 +71,13 @@ def main(args: Sequence[str]) -> None:
             command.experiment,
             folder,
             command.resume,
+            command.plan,
             log_folder=folder / "log",
         )
     elif command.folder is None:
         raise ValueError("under torchrun every rank must agree on the run folder: give --folder")
     else:
-        train(command.experiment, folder, command.resume)
+        train(command.experiment, folder, command.resume, command.plan)
     if os.environ.get("RANK", "0") == "0":
         _tell(RunFolder(folder), command.json)
 

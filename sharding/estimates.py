@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -244,7 +243,7 @@ def state_correction(
     if sharding_type == ShardingType.DATA_PARALLEL.value:
         extra += weights
     tiers = np.zeros((len(extra), 3), np.int64)
-    tiers[:, _tier(kernel, topology.compute_device)] = extra
+    tiers[:, weights_tier(kernel, topology.compute_device)] = extra
     return tiers
 
 
@@ -254,7 +253,7 @@ def _counted_state(table: TableSpec) -> float:
     return shares.get(table.optimizer, 1.0)
 
 
-def _tier(kernel: str, device: str) -> int:
+def weights_tier(kernel: str, device: str) -> int:
     """Where weights live: 0 HBM, 1 DDR, 2 SSD."""
     if kernel == EmbeddingComputeKernel.KEY_VALUE.value:
         return 2
@@ -263,9 +262,3 @@ def _tier(kernel: str, device: str) -> int:
 
 def _allowed(name: str, named: Sequence[str] | None, on_demand: tuple[str, ...]) -> bool:
     return name in named if named else name not in on_demand
-
-
-def parts_to_json(parts_6: Array) -> dict[str, float]:
-    """Milliseconds by part."""
-    values: list[Any] = parts_6.tolist()
-    return dict(zip(PERF_PARTS, values, strict=True))

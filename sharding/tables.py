@@ -188,6 +188,14 @@ class TableSpec:
 
     def shard_state_bytes(self, rows: int, columns: int) -> int:
         """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard."""
+        return 4 * self._state_values(rows, columns)
+
+    @property
+    def replicated_state_bytes(self) -> int:
+        """Bytes of state of a data-parallel table: torch keeps it in the weights' dtype."""
+        return _BYTES_PER_VALUE[self.dtype] * self._state_values(self.rows, self.dim)
+
+    def _state_values(self, rows: int, columns: int) -> int:
         values = {
             "rowwise_adagrad": rows,
             "adagrad": rows * columns,
@@ -195,7 +203,12 @@ class TableSpec:
             "adam": 2 * rows * columns,
             "partial_rowwise_adam": rows * columns + rows,
         }
-        return 4 * values[self.optimizer]
+        return values[self.optimizer]
+
+    @property
+    def may_be_replicated(self) -> bool:
+        """Whether the table can be data-parallel: a dense parameter with a dense optimizer."""
+        return self.optimizer != "partial_rowwise_adam" and self.dtype != "int8"
 
     def to_config(self) -> EmbeddingBagConfig | EmbeddingConfig:
         """TorchRec's record of this table: an `EmbeddingConfig` when `pooling` is `none`."""
@@ -250,7 +263,7 @@ def _constraints(table: TableSpec, min_partition: int) -> ParameterConstraints:
     if table.cache_load_factor is not None:
         optional["cache_params"] = CacheParams(load_factor=table.cache_load_factor)
     types = table.sharding_types
-    if types is None and table.optimizer == "partial_rowwise_adam":
+    if types is None and not table.may_be_replicated:
         types = tuple(t.value for t in ShardingType if t.value not in _NOT_BY_DEFAULT)
     if table.pooling == "mean":
         every = tuple(t.value for t in ShardingType)
@@ -274,12 +287,11 @@ def check_device(tables: Sequence[TableSpec], device: str) -> None:
         ValueError: naming the table, what it asks for, and what there is.
     """
     for table in tables:
-        data_parallel = "data_parallel" in (table.sharding_types or ())
-        if table.optimizer == "partial_rowwise_adam" and data_parallel:
+        if "data_parallel" in (table.sharding_types or ()) and not table.may_be_replicated:
             raise ValueError(
-                f"table {table.name!r}: partial_rowwise_adam exists as a fused kernel alone, "
-                "which data-parallel tables do not use; take 'data_parallel' out of "
-                "sharding_types, or use optimizer='adam'"
+                f"table {table.name!r}: {table.optimizer} on {table.dtype} rows exists as a fused "
+                "kernel alone, which data-parallel tables do not use; take 'data_parallel' out of "
+                "sharding_types"
             )
         if device != "cpu":
             continue

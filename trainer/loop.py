@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import time
@@ -14,8 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torchrec.distributed.types import ShardingPlan
 
-from sharding.plan_io import plan_to_json
+from sharding.plan_io import plan_from_json, plan_to_json
 from sharding.tables import parameters_by_role
 from tokenization.artifact import TokenArtifact
 from trainer.batch import Batch
@@ -46,15 +48,20 @@ _SAMPLE_SLICES = 8
 _SAMPLE_ROWS = 16_384
 
 
-def train(experiment: Experiment, folder: Path, resume: bool = False) -> None:
+def train(
+    experiment: Experiment, folder: Path, resume: bool = False, plan: Path | None = None
+) -> None:
     """Train, evaluate and leave a run folder; every rank calls this.
 
     Args:
         experiment: what to do.
         folder: of the run.
         resume: go on from the newest finished checkpoint; without one, start anew.
+        plan: `plan.json` of `farewell plan` (or of a run) that is executed instead of asking the
+            planner; the run keeps it for its resumption and evaluation.
 
     Raises:
+        PlanMismatchError: when the plan was made for other tables, ranks or devices.
         ValueError: for whatever is wrong with experiment, data, tokens or checkpoint.
         NonFiniteLossError: when the loss is NaN or infinite.
     """
@@ -63,6 +70,8 @@ def train(experiment: Experiment, folder: Path, resume: bool = False) -> None:
     run = RunFolder(folder)
     if ranks.is_first:
         run.create(experiment)
+        if plan is not None:
+            write_json(run.given_plan, json.loads(plan.read_text()))
     ranks.barrier()
     log_to(run.log(ranks.rank))
     Trainer(experiment, run, ranks).run(resume=resume)
@@ -195,6 +204,20 @@ class Trainer:
             sharding=experiment.sharding,
             batch_size=experiment.train.batch_size // ranks.world_size,
             num_steps=self.num_steps,
+            plan=self._given_plan(),
+        )
+
+    def _given_plan(self) -> ShardingPlan | None:
+        """The plan that the run was started with, where it was."""
+        path = self.run_folder.given_plan
+        if not path.exists():
+            return None
+        return plan_from_json(
+            json.loads(path.read_text()),
+            self.experiment.tables,
+            num_ranks=self.ranks.world_size,
+            ranks_per_node=self.ranks.local_world_size,
+            device=self.ranks.device.type,
         )
 
     def restore(self, path: Path) -> None:

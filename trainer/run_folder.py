@@ -66,6 +66,11 @@ class RunFolder:
         """Metrics and cost of the finished run; its presence says that the run is finished."""
         return self.path / "result.json"
 
+    @property
+    def given_plan(self) -> Path:
+        """Sharding plan that the run was told to execute, where it was."""
+        return self.path / "given_plan.json"
+
     def log(self, rank: int) -> Path:
         """Log file of one rank."""
         return self.path / "log" / f"rank_{rank}.log"

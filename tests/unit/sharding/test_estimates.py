@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +10,7 @@ import pytest
 from sharding.estimates import PERF_PARTS, Estimator
 from sharding.hardware import Cluster, cpu, h100
 from sharding.tables import TableSpec
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_reference import stock_options
+from tests.unit.sharding.plan_reference import stock_options
 
 ALL_TYPES = (
     "data_parallel",
