@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+_ELASTIC_LOGGERS = (
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.multiprocessing.errors.error_handler",
+)
 
 
 class RankFailedError(RuntimeError):
@@ -42,6 +48,9 @@ def run_on_ranks(
     added = {name: value for name, value in added.items() if name not in os.environ}
     os.environ.update(added)
     log_folder.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("FAREWELL_TRACEBACK") != "1":
+        for logger in _ELASTIC_LOGGERS:  # they repeat a rank's traceback; its message is enough
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

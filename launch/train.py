@@ -64,6 +64,7 @@ def main(args: Sequence[str]) -> None:
     )
     folder = command.folder or _folder(command)
     if not under_torchrun():
+        command.experiment.check_ranks(command.ranks)
         prepare(command.experiment, Console())
         run_on_ranks(
             train,

@@ -351,7 +351,7 @@ class Trainer:
                 / (self.ranks.world_size**0.5 if name in replicated else 1.0)
                 for name, square in zip(names, total, strict=True)
             },
-            **use.take(),
+            **use.take(len(losses)),
         }
 
     def _evaluate(self) -> dict[str, float]:

@@ -27,8 +27,10 @@ class OptimConfig:
         decay: `linear` falls to `final_fraction` at the last step, `constant` stays.
         final_fraction: of the rates, at the end of the decay.
         max_dense_norm: global norm to which the network's gradient is clipped; None for no clip.
-        max_sparse_gradient: largest absolute gradient value of a table, clipped inside the fused
-            kernel, which never holds a whole gradient that could be normed; None for no clip.
+        max_sparse_gradient: largest absolute value in the gradient of what a table returns (pooled
+            vectors, item vectors), clipped inside the fused kernel before the gradients of a row
+            are summed; the kernel never holds a whole gradient that could be normed. Data-parallel
+            tables have no fused kernel and are not clipped. None for no clip.
     """
 
     dense_lr: float = 1e-3

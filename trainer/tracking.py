@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class Tracker:
 
 
 class TokenUse:
-    """Which gen-tokens a rank has looked up since the last report.
+    """Which gen-tokens a rank looks up, by batch in the order of training.
 
     Args:
         num_levels: L.
@@ -110,17 +111,23 @@ class TokenUse:
     """
 
     def __init__(self, *, num_levels: int, num_codes: int) -> None:
-        self._seen_LK = np.zeros((num_levels, num_codes), dtype=bool)
+        self._num_levels = num_levels
+        self._num_codes = num_codes
+        self._batches: deque[np.ndarray[Any, Any]] = deque()
 
     def add(self, items: KeyedJaggedTensor) -> None:
-        """Count the gen-tokens of a batch's items."""
+        """Note the gen-tokens of the next batch, which the pipeline may hold for some steps."""
+        tokens = np.zeros(0, dtype=np.int64)
         if GEN_TOKEN in items.keys():  # noqa: SIM118 (a KJT is no dict)
-            self._seen_LK.reshape(-1)[items[GEN_TOKEN].values().cpu().numpy()] = True
+            tokens = items[GEN_TOKEN].values().cpu().numpy()
+        self._batches.append(tokens)
 
-    def take(self) -> dict[str, float]:
-        """Share of each level's codes in use, and start anew."""
-        shares = self._seen_LK.sum(axis=1) / max(1, self._seen_LK.shape[1])
-        self._seen_LK[:] = False
+    def take(self, num_batches: int) -> dict[str, float]:
+        """Share of each level's codes that the next `num_batches` batches look up."""
+        seen_LK = np.zeros((self._num_levels, self._num_codes), dtype=bool)
+        for _ in range(num_batches):
+            seen_LK.reshape(-1)[self._batches.popleft()] = True
+        shares = seen_LK.sum(axis=1) / max(1, self._num_codes)
         return {f"tokens/level_{level}_use": float(share) for level, share in enumerate(shares)}
 
 

@@ -36,8 +36,7 @@ def test_message_names_loss_rank_file_and_what_to_do(folder, rank):
 
 def test_saved_batch_is_the_bad_one(folder):
     bad, fine = (
-        torch.load(folder / "non_finite" / f"rank_{rank}.pt", weights_only=False)
-        for rank in (1, 0)
+        torch.load(folder / "non_finite" / f"rank_{rank}.pt", weights_only=False) for rank in (1, 0)
     )
     assert bad.dense_BF[4, 1].isnan()
     assert bad.dense_BF.isnan().sum() == 1

@@ -78,12 +78,12 @@ def gen_tokens(rows):
     )
 
 
-def test_token_use_is_the_share_of_codes_seen_at_each_level():
+def test_token_use_is_the_share_of_codes_that_trained_batches_look_up():
     use = TokenUse(num_levels=2, num_codes=4)
-    use.add(gen_tokens([0, 4, 1, 4]))
-    use.add(gen_tokens([1, 5, 2, 6]))
-    assert use.take() == {"tokens/level_0_use": 0.75, "tokens/level_1_use": 0.75}
-    assert use.take() == {"tokens/level_0_use": 0.0, "tokens/level_1_use": 0.0}
+    for rows in ([0, 4, 1, 4], [1, 5, 2, 6], [3, 7]):  # the third is read ahead
+        use.add(gen_tokens(rows))
+    assert use.take(2) == {"tokens/level_0_use": 0.75, "tokens/level_1_use": 0.75}
+    assert use.take(1) == {"tokens/level_0_use": 0.25, "tokens/level_1_use": 0.25}
 
 
 def test_items_without_gen_tokens_are_not_counted():
@@ -93,7 +93,7 @@ def test_items_without_gen_tokens_are_not_counted():
             keys=["item_id"], values=torch.tensor([3]), lengths=torch.tensor([1])
         )
     )
-    assert use.take() == {}
+    assert use.take(1) == {}
 
 
 def test_squared_norms_equal_a_sum_in_fp32():
