@@ -7,6 +7,10 @@ Other tokenizers: `--tokenizer KIND` with rq_kmeans (default), rq_vae, balanced_
 opmq. Other combinations of codes: `--mem KIND` with bpe (default), prefix_ngrams or k_grams. Each
 has settings of its own, which `--tokenizer KIND --help` lists.
 
+A living catalogue: `--update OLD` gives new items tokens from the artifact OLD, without fitting;
+`--drift-from OLD` says how far the result is from OLD and writes, beside `--out`, which old row
+each new row takes over.
+
 The defaults of tokenizer and mem-tokens are the paper's sizes, for catalogues of millions; a small
 catalogue needs smaller ones (gen rows + mem rows well below the number of items).
 """
@@ -28,6 +32,7 @@ from rich.table import Table
 
 from tokenization.artifact import TokenArtifact
 from tokenization.collisions import Collisions
+from tokenization.drift import Drift, measure_drift
 from tokenization.embedding_table import EmbeddingTable
 from tokenization.exposures import count_exposures
 from tokenization.mem_tokens import MemTokens
@@ -36,6 +41,7 @@ from tokenization.pipeline import fit_tokens
 from tokenization.quality import TokenQuality, measure_quality
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.tokenizers import CONFIGS, AnyTokenizer
+from tokenization.update import update_tokens
 from trainer.data.hashing import hash_buckets
 
 AnyMem = MemTokens | PrefixNGrams | KGrams
@@ -63,6 +69,11 @@ class TokenizeArgs:
         exposure_share: of that log's rows that count, from the first on.
         mem_rows: rows of the mem table that a model will have; where that is less than the
             mem-tokens, they are hashed into its rows, and how many then share one is measured.
+        update: artifact whose vocabulary is kept: items that it does not know are added, nothing
+            is fitted, and settings of tokenizer, mem-tokens and collisions are its own. Quality
+            is measured on the items that `embeddings` holds.
+        drift_from: artifact to compare the result with; writes `drift.json`, `gen_rows.npy` and
+            `mem_rows.npy` to the folder `<out>.drift`.
         json: file to write the quality figures to.
     """
 
@@ -75,6 +86,8 @@ class TokenizeArgs:
     exposures: Path | None = None
     exposure_share: float = 0.8
     mem_rows: int | None = None
+    update: Path | None = None
+    drift_from: Path | None = None
     json: Path | None = None
 
 
@@ -85,10 +98,26 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
         ValueError: see `EmbeddingTable.load`, `fit_tokens` and `TokenArtifact.save`.
     """
     table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
+    if args.update is not None:
+        artifact = update_tokens(TokenArtifact.load(args.update), table.item_ids, table.embeddings)
+        held, _, rows = np.intersect1d(table.item_ids, artifact.item_ids, return_indices=True)
+        order = np.argsort(table.item_ids)
+        own = order[np.searchsorted(table.item_ids, held, sorter=order)]
+        quality = measure_quality(artifact.take(rows), table.embeddings[own])
+    else:
+        artifact = _fit(args, table)
+        quality = measure_quality(artifact, table.embeddings)
+    artifact.save(args.out)
+    if args.json is not None:
+        _write_json(args.json, artifact, quality)
+    return artifact, quality
+
+
+def _fit(args: TokenizeArgs, table: EmbeddingTable) -> TokenArtifact:
     weights = None
     if args.exposures is not None:
         weights = count_exposures(args.exposures, table.item_ids, share=args.exposure_share)
-    artifact = fit_tokens(
+    return fit_tokens(
         table.item_ids,
         table.embeddings,
         tokenizer=args.tokenizer,
@@ -96,11 +125,23 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
         weights=weights,
         collisions=args.collisions,
     )
-    quality = measure_quality(artifact, table.embeddings)
-    artifact.save(args.out)
-    if args.json is not None:
-        _write_json(args.json, artifact, quality)
-    return artifact, quality
+
+
+def write_drift(old: TokenArtifact, new: TokenArtifact, folder: Path) -> Drift:
+    """Compare two artifacts; write the figures and the row remap to `folder`."""
+    drift, remap = measure_drift(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "gen_rows.npy", remap.gen_rows)
+    np.save(folder / "mem_rows.npy", remap.mem_rows)
+    record = {
+        "old": old.fingerprint,
+        "new": new.fingerprint,
+        "old_vocabulary": old.vocabulary_fingerprint,
+        "new_vocabulary": new.vocabulary_fingerprint,
+        **drift.to_dict(),
+    }
+    (folder / "drift.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return drift
 
 
 def _write_json(path: Path, artifact: TokenArtifact, quality: TokenQuality) -> None:
@@ -184,4 +225,14 @@ def main(args: Sequence[str]) -> None:
             f"{artifact.num_merges:,} mem-tokens in {parsed.mem_rows:,} rows: {share:.1%} share "
             f"their row with another"
         )
+    if parsed.drift_from is not None:
+        folder = parsed.out.with_name(f"{parsed.out.name}.drift")
+        drift = write_drift(TokenArtifact.load(parsed.drift_from), artifact, folder)
+        shown = Table(title=f"drift from {parsed.drift_from}", show_header=False)
+        for name, value in drift.to_dict().items():
+            values = value if isinstance(value, tuple) else (value,)
+            text = ", ".join(f"{v:.1%}" if isinstance(v, float) else str(v) for v in values)
+            shown.add_row(name.replace("_", " "), text)
+        console.print(shown)
+        console.print(f"{folder}: drift.json, gen_rows.npy, mem_rows.npy", soft_wrap=True)
     console.print(f"{parsed.out}: fingerprint {artifact.fingerprint}", soft_wrap=True)

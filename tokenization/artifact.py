@@ -13,6 +13,7 @@ that its manifest states.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -152,6 +153,51 @@ class TokenArtifact:
             **{f"tensors.{name}": array for name, array in self.tensors.items()},
         )
 
+    def take(self, rows: NDArray[np.integer]) -> TokenArtifact:
+        """Return the artifact of some of its items, in the order of `rows`."""
+        starts, lengths = self.mem_offsets[:-1][rows], np.diff(self.mem_offsets)[rows]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return dataclasses.replace(
+            self,
+            item_ids=self.item_ids[rows],
+            codes=self.codes[rows],
+            mem_values=self.mem_values[places],
+            mem_offsets=offsets,
+        )
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """sha256 over codebooks, networks and merges: what gives the rows of tables their meaning.
+
+        Artifacts that share it may follow one another under the same trained embeddings.
+        """
+        return fingerprint_arrays(
+            codebooks=self.codebooks,
+            merges_left=self.merges.left,
+            merges_right=self.merges.right,
+            **{f"tensors.{name}": array for name, array in self.tensors.items()},
+        )
+
+    def check_vocabulary(self, fingerprint: str, *, of: str) -> None:
+        """Refuse an artifact whose rows mean something else than those that were trained.
+
+        Args:
+            fingerprint: `vocabulary_fingerprint` of the artifact that was trained with.
+            of: what was trained, for the message, e.g. the checkpoint's path.
+
+        Raises:
+            TokenArtifactError: when they differ.
+        """
+        if self.vocabulary_fingerprint != fingerprint:
+            raise TokenArtifactError(
+                f"{of}: trained with tokens of vocabulary {fingerprint[:12]}, but these are of "
+                f"{self.vocabulary_fingerprint[:12]}: the same row would mean another token; take "
+                f"the artifact that it was trained with (or its --update), or carry embeddings "
+                f"over with the row remap of `farewell tokenize --drift-from`"
+            )
+
     @cached_property
     def tokenizer(self) -> SemanticTokenizer:
         """The fitted tokenizer.
@@ -212,6 +258,7 @@ class TokenArtifact:
         manifest = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
+            "vocabulary_fingerprint": self.vocabulary_fingerprint,
             "num_items": self.num_items,
             "num_levels": self.num_levels,
             "num_codes": self.num_codes,

@@ -73,6 +73,7 @@ def fit_tokens(
         tensors={name: array for name, array in fitted.tensors.items() if name != "codebooks"},
         merges=merges,
         manifest={
+            "version": 1,
             "tokenizer": describe(tokenizer),
             "collisions": collisions,
             "mem": {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenization.artifact import TokenArtifact
 from tokenization.base import check_embeddings
+from tokenization.drift import mem_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +146,6 @@ def _mean_square(differences: NDArray[np.float32]) -> float:
 
 def mem_bags(artifact: TokenArtifact) -> NDArray[np.int64]:
     """Number the sets of mem-tokens: int64 `(N,)`, equal where the sets are."""
-    lengths = np.diff(artifact.mem_offsets)
-    items = np.repeat(np.arange(artifact.num_items), lengths)
-    order = np.lexsort((artifact.mem_values, items))
-    places = np.arange(len(items)) - np.repeat(artifact.mem_offsets[:-1], lengths)
-    bags = np.full((artifact.num_items, max(lengths.max(initial=0), 1)), -1, dtype=np.int64)
-    bags[items, places] = artifact.mem_values[order]
-    return np.unique(bags, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.unique(np.sort(mem_matrix(artifact), axis=1), axis=0, return_inverse=True)[1].reshape(
+        -1
+    )
