@@ -2,9 +2,10 @@ r"""Train the rows of a named comparison, evaluate them on the same test rows, w
 
     farewell compare id_vs_tokens.movielens1m
     farewell compare id_vs_tokens.movielens1m --seeds 3 --ranks 2
+    farewell compare storage.trm_paper
 
 A row that was trained before with the same settings is not trained again; one that was stopped
-goes on from its newest checkpoint.
+goes on from its newest checkpoint. A storage comparison trains nothing: it plans tables.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from launch.compare_storage import compare_storage_of
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks
 from launch.terminal import result_console
+from sharding.compare import StorageComparison
 from tokenization.quality import mem_bags
 from trainer.baselines.base import Baseline
 from trainer.comparison import ComparedRow, Comparison
@@ -64,7 +67,15 @@ class CompareOptions:
 def main(args: Sequence[str]) -> None:
     """Run `farewell compare` with the words that follow the verb."""
     name, words = name_and_options(args, verb="compare", description=__doc__)
-    comparison = load_named(name, Comparison)
+    comparison = load_named(name, object)
+    if isinstance(comparison, StorageComparison):
+        compare_storage_of(comparison, words)
+        return
+    if not isinstance(comparison, Comparison):
+        raise ValueError(
+            f"{name} gives a value of type {type(comparison).__name__}, expected Comparison or "
+            "StorageComparison"
+        )
     options = tyro.cli(
         CompareOptions, prog=f"farewell compare {name}", description=__doc__, args=words
     )

@@ -1,4 +1,4 @@
-"""Figures of a plan report: memory of each rank, and where the shards of each table lie."""
+"""Figures of plans: memory of ranks, places of shards, and systems side by side."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _TYPE_COLOURS = {
     "table_column_wise": "#5B4B8A",
     "grid_shard": "#CC79A7",
 }
+_ROLE_COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#9CA3AF", "#009E73")
 _MOST_BARS = 256
 
 
@@ -90,3 +91,41 @@ def _shards(target: Report) -> Figure:
         f"Where each table's shards lie: {target['cluster']}", x=0.01, ha="left", fontsize=11
     )
     return figure
+
+
+def write_storage_figure(report: Report, folder: Path) -> str:
+    """Write `storage.png`: parameters by role, and the least number of ranks by machine.
+
+    Args:
+        report: of :func:`sharding.compare.compare_storage`.
+        folder: where the file goes.
+    """
+    systems = report["systems"]
+    titles = [system["title"] for system in systems][::-1]
+    figure = Figure(figsize=(11, 1.6 + 0.5 * len(systems)), layout="constrained")
+    left_axes, right_axes = figure.subplots(1, 2, sharey=True)
+    left = np.zeros(len(systems))
+    for index, role in enumerate(systems[0]["parameters_by_role"]):
+        values = np.array([s["parameters_by_role"][role] for s in systems][::-1]) / 1e12
+        if values.any():
+            left_axes.barh(titles, values, left=left, color=_ROLE_COLOURS[index], label=role)
+            left += values
+    left_axes.bar_label(left_axes.containers[-1], [f"{total:.2f} T" for total in left], padding=3)
+    left_axes.set_xlabel("sparse parameters in 10^12")
+    left_axes.set_xlim(0, 1.15 * left.max())
+    left_axes.legend(frameon=False, fontsize=8, loc="lower right")
+    names = [machine["name"] for machine in report["machines"]]
+    height = 0.8 / len(names)
+    for index, name in enumerate(names):
+        ranks = [system["machines"][name]["num_ranks"] for system in systems][::-1]
+        places = np.arange(len(systems)) + 0.4 - (index + 0.5) * height
+        bars = right_axes.barh(places, ranks, height, label=name, color=_ROLE_COLOURS[index])
+        right_axes.bar_label(bars, padding=2, fontsize=7)
+    right_axes.set_xlabel("least number of GPUs (or CPU ranks), planned")
+    right_axes.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in (left_axes, right_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+    unfinished = folder / ".storage.png"
+    figure.savefig(unfinished, dpi=130, format="png")
+    unfinished.replace(folder / "storage.png")
+    return "storage.png"
