@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -27,14 +28,27 @@ def table_wise(smoke):
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(smoke, table_wise, tmp_path_factory):
+def data_parallel(smoke):
+    """Pooled tables that optimizers outside the kernels train, in turn by each kind."""
+    kinds = itertools.cycle(("rowwise_adagrad", "adagrad", "sgd"))
+    tables = tuple(
+        table
+        if table.pooling == "none"
+        else replace(table, sharding_types=("data_parallel",), optimizer=next(kinds))
+        for table in smoke.tables
+    )
+    return replace(smoke, name="data_parallel", tables=tables)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(smoke, table_wise, data_parallel, tmp_path_factory):
     """Folder of runs trained as a whole and stopped, by name of the experiment."""
     folder = tmp_path_factory.mktemp("two")
     fsdp = replace(smoke, name="fsdp", sharding=ShardingConfig(fsdp_min_parameters=1))
     run_ranks(
         train_whole_and_stopped,
         2,
-        [(experiment, random_step()) for experiment in (smoke, table_wise, fsdp)],
+        [(experiment, random_step()) for experiment in (smoke, table_wise, data_parallel, fsdp)],
         folder,
     )
     return folder
@@ -86,12 +100,15 @@ def assert_each_step_once(run):
     assert evaluated == [10, 20, 22]
 
 
-@pytest.mark.parametrize("name", ["trm_rankmixer", "table_wise", "fsdp"])
+@pytest.mark.parametrize("name", ["trm_rankmixer", "table_wise", "data_parallel", "fsdp"])
 def test_two_ranks_resume_bit_for_bit(on_two_ranks, name, tmp_path):
     runs = on_two_ranks / name
     saved = assert_bit_equal(runs / "whole", runs / "stopped", tmp_path)
     for part in ("/model/sparse.", "/model/network.", "/fused/", "/network_optimizer", "/random/"):
         assert any(part in key for key in saved), f"no {part} among {sorted(saved)[:50]}"
+    replicated = any("/replicated/" in key for key in saved)
+    assert replicated or name != "data_parallel"
+    assert not (replicated and name == "table_wise")
     assert_each_step_once(runs / "whole")
     assert_each_step_once(runs / "stopped")
     predictions = [
