@@ -92,6 +92,7 @@ def compare(comparison: Comparison, options: CompareOptions) -> None:
     console = result_console()
     folder = options.folder or Path("runs") / comparison.name
     for row in comparison.rows:
+        row.experiment.check_ranks(options.ranks)
         prepare(row.experiment, console)
     first = comparison.rows[0].experiment
     dataset = Dataset.open(first.data.folder, first.data.schema)

@@ -68,6 +68,10 @@ def train(
     ranks = start_ranks()
     experiment.check_ranks(ranks.world_size)
     run = RunFolder(folder)
+    if not resume and run.checkpoints.exists():
+        raise ValueError(
+            f"{folder}: holds an earlier run; give another --folder, or --resume to go on with it"
+        )
     if ranks.is_first:
         run.create(experiment)
         if plan is not None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from sharding.tables import TableSpec
 from trainer.distributed import Ranks, memory_per_rank
 from trainer.models.ranking_model import RankingModel, RankingNetwork
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +126,17 @@ def parallelize(
     )
     if uses_fsdp:
         shard_network(model.network, ranks)
+    replicated = replicated_tables(model, plan)
+    if optim.max_sparse_gradient is not None and replicated:
+        logger.warning(
+            "optim.max_sparse_gradient is clipped inside the fused kernel; the data-parallel "
+            "tables %s have none and are not clipped: give them sharding_types without "
+            "data_parallel where that matters",
+            ", ".join(sorted(replicated)),
+        )
     optimizer = DenseOptimizer(
         model.network,
-        replicated_tables(model, plan),
+        replicated,
         parallel.fused_optimizer,
         tables=tables,
         config=optim,
