@@ -1,0 +1,249 @@
+"""Pairs of a log that belong together: items clicked in a row, queries and what was clicked.
+
+Both are mined out of core: the log is read block by block and users are worked off in groups, so
+that memory follows the number of distinct pairs, not the length of the log (TRM section 3.1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from tokenization.base import check_at_least
+
+logger = logging.getLogger(__name__)
+
+_GROUP_ROWS = 20_000_000  # rows of the log whose users are worked off together
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickLog:
+    """Which rows of a log are clicks.
+
+    Args:
+        path: parquet file, or folder of parts in the order of their names, in time order.
+        user: column of user ids.
+        item: column of item ids.
+        positive: column that is above 0 where the feedback is positive; None when every row is.
+        query: column of query ids, for query-item pairs.
+        share: of the rows, from the first on, that are read; below 1 where the rest is kept for
+            evaluation.
+    """
+
+    path: Path
+    user: str = "user_id"
+    item: str = "item_id"
+    positive: str | None = None
+    query: str | None = None
+    share: float = 1.0
+
+    def open(self) -> ds.Dataset:
+        """Open the log.
+
+        Raises:
+            ValueError: no such log, a column that is missing, or a share out of range.
+        """
+        if not 0 < self.share <= 1:
+            raise ValueError(f"log share: expected above 0 and at most 1, found {self.share}")
+        parts = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not parts or not parts[0].exists():
+            raise ValueError(f"{self.path}: expected a parquet file, or a folder of them")
+        log = ds.dataset([str(part) for part in parts], format="parquet")
+        missing = [name for name in self.columns if name not in log.schema.names]
+        if missing:
+            raise ValueError(
+                f"{self.path}: expected column {missing[0]!r}, found {', '.join(log.schema.names)}"
+            )
+        return log
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that are read."""
+        names = (self.user, self.item, self.positive, self.query)
+        return [name for name in names if name is not None]
+
+    def clicks(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the columns of positive rows, block by block."""
+        log = self.open()
+        left = int(log.count_rows() * self.share)
+        for batch in log.to_batches(columns=self.columns, batch_size=1 << 20):
+            batch = batch.slice(0, left)
+            left -= len(batch)
+            if self.positive is not None:
+                positive = batch.column(self.positive).to_numpy() > 0
+                batch = batch.filter(pa.array(positive))
+            yield {name: batch.column(name).to_numpy() for name in (self.user, self.item)} | (
+                {} if self.query is None else {self.query: batch.column(self.query).to_numpy()}
+            )
+            if left == 0:
+                return
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """Pairs, best first.
+
+    Attributes:
+        left: item ids (or query ids), int64 `(P,)`.
+        right: item ids, int64 `(P,)`.
+        count: how often they occurred, int64 `(P,)`.
+        score: what they were ranked by, float64 `(P,)`.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    count: NDArray[np.int64]
+    score: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Number of pairs, P."""
+        return len(self.left)
+
+
+def mine_co_clicks(
+    log: ClickLog, *, window: int = 5, min_count: int = 2, max_pairs: int = 2_000_000
+) -> Pairs:
+    """Return item-item pairs that the same users clicked close to one another.
+
+    A pair occurs when a user clicks one within `window` clicks of the other. Its score is
+    `count / sqrt(clicks of the one * clicks of the other)`: without that, the most popular items
+    would be everyone's neighbours.
+
+    Args:
+        log: of clicks, in time order.
+        window: clicks that lie between two of a pair at most, plus one.
+        min_count: occurrences that a pair needs.
+        max_pairs: best pairs that are kept; the paper takes two million.
+
+    Raises:
+        ValueError: see `ClickLog.open`; no pair.
+    """
+    for name, value in (("window", window), ("min_count", min_count), ("max_pairs", max_pairs)):
+        check_at_least(value, 1, name=name)
+    num_groups = -(-int(log.open().count_rows() * log.share) // _GROUP_ROWS)
+    keys = np.zeros(0, dtype=np.int64)
+    counts = np.zeros(0, dtype=np.int64)
+    items, clicks = _count_items(log)
+    for group in range(num_groups):
+        users, places = [], []
+        for block in log.clicks():
+            mine = block[log.user] % num_groups == group
+            users.append(block[log.user][mine])
+            places.append(np.searchsorted(items, block[log.item][mine]))
+        found = _pairs_in_windows(np.concatenate(users), np.concatenate(places), len(items), window)
+        keys, counts = _merge(np.concatenate([keys, found[0]]), np.concatenate([counts, found[1]]))
+    frequent = counts >= min_count
+    keys, counts = keys[frequent], counts[frequent]
+    if not len(keys):
+        raise ValueError(
+            f"{log.path}: no two items were clicked within {window} clicks {min_count} times; "
+            f"lower min_count, or take a longer log"
+        )
+    left, right = keys // len(items), keys % len(items)
+    score = counts / np.sqrt(clicks[left].astype(np.float64) * clicks[right])
+    order = np.lexsort((keys, -score))[:max_pairs]
+    logger.info("%s: %d co-click pairs, %d kept", log.path, len(keys), len(order))
+    return Pairs(
+        left=items[left[order]],
+        right=items[right[order]],
+        count=counts[order],
+        score=score[order],
+    )
+
+
+def mine_query_items(log: ClickLog, *, min_count: int = 1, max_pairs: int = 2_000_000) -> Pairs:
+    """Return pairs of a query and an item that was clicked for it, most frequent first.
+
+    Raises:
+        ValueError: a log without query column, or no pair.
+    """
+    if log.query is None:
+        raise ValueError("query: expected the name of the log's query column, found none")
+    parts = []
+    for block in log.clicks():
+        table = pa.table({"left": block[log.query], "right": block[log.item]})
+        parts.append(table.group_by(["left", "right"]).aggregate([([], "count_all")]))
+    merged = pa.concat_tables(parts).group_by(["left", "right"]).aggregate([("count_all", "sum")])
+    merged = merged.filter(pc.field("count_all_sum") >= min_count)
+    if not merged.num_rows:
+        raise ValueError(f"{log.path}: no query has an item clicked {min_count} times")
+    left, right, count = (
+        merged[name].to_numpy().astype(np.int64) for name in ("left", "right", "count_all_sum")
+    )
+    order = np.lexsort((right, left, -count))[:max_pairs]
+    return Pairs(
+        left=left[order], right=right[order], count=count[order], score=count[order].astype(float)
+    )
+
+
+def _count_items(log: ClickLog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Clicked item ids, ascending, and their clicks."""
+    items, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for block in log.clicks():
+        found, clicks = np.unique(block[log.item].astype(np.int64), return_counts=True)
+        items, counts = _merge(np.concatenate([items, found]), np.concatenate([counts, clicks]))
+    if not len(items):
+        raise ValueError(f"{log.path}: expected clicks, found none in the rows that are read")
+    return items, counts
+
+
+def _merge(
+    keys: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    distinct, place = np.unique(keys, return_inverse=True)
+    return distinct, np.bincount(place, weights=counts, minlength=len(distinct)).astype(np.int64)
+
+
+def _pairs_in_windows(
+    users: NDArray[Any], places: NDArray[np.int64], num_items: int, window: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = np.argsort(users, kind="stable")  # users in a row, each in time order
+    users, places = users[order], places[order]
+    keys, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for distance in range(1, window + 1):
+        one, other = places[:-distance], places[distance:]
+        kept = (users[:-distance] == users[distance:]) & (one != other)
+        low, high = np.minimum(one, other)[kept], np.maximum(one, other)[kept]
+        found, times = np.unique(low * num_items + high, return_counts=True)
+        keys, counts = _merge(np.concatenate([keys, found]), np.concatenate([counts, times]))
+    return keys, counts
+
+
+def top_neighbours(
+    pairs: Pairs, item_ids: NDArray[np.int64], num_neighbours: int
+) -> NDArray[np.int64]:
+    """Return each item's best neighbours.
+
+    Args:
+        pairs: item-item pairs, best first.
+        item_ids: int64 `(N,)`; pairs of other items are left out.
+        num_neighbours: most neighbours an item.
+
+    Returns:
+        rows of `item_ids`, int64 `(N, num_neighbours)`, best first, -1 in unused places.
+    """
+    order = np.argsort(item_ids)
+    ends = []
+    known = np.ones(len(pairs), dtype=bool)
+    for side in (pairs.left, pairs.right):
+        place = np.searchsorted(item_ids, side, sorter=order).clip(max=len(item_ids) - 1)
+        known &= item_ids[order[place]] == side
+        ends.append(order[place])
+    one = np.concatenate([ends[0][known], ends[1][known]])
+    other = np.concatenate([ends[1][known], ends[0][known]])
+    by_item = np.lexsort((-np.tile(pairs.score[known], 2), one))
+    one, other = one[by_item], other[by_item]
+    rank = np.arange(len(one)) - np.searchsorted(one, one)
+    kept = rank < num_neighbours
+    table = np.full((len(item_ids), num_neighbours), -1, dtype=np.int64)
+    table[one[kept], rank[kept]] = other[kept]
+    return table
