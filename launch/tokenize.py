@@ -27,18 +27,21 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from launch.terminal import result_console
 from tokenization.artifact import TokenArtifact
+from tokenization.base import Embeddings
 from tokenization.collisions import Collisions
 from tokenization.drift import Drift, measure_drift
-from tokenization.embedding_table import EmbeddingTable
+from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.exposures import count_exposures
 from tokenization.mem_tokens import MemTokens
 from tokenization.ngrams import KGrams, PrefixNGrams
+from tokenization.pairs import ClickLog, mine_co_clicks, top_neighbours
 from tokenization.pipeline import fit_tokens
 from tokenization.quality import TokenQuality, measure_quality
+from tokenization.report import ReportInputs, write_report
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.tokenizers import CONFIGS, AnyTokenizer
 from tokenization.update import update_tokens
@@ -69,6 +72,13 @@ class TokenizeArgs:
         exposure_share: of that log's rows that count, from the first on.
         mem_rows: rows of the mem table that a model will have; where that is less than the
             mem-tokens, they are hashed into its rows, and how many then share one is measured.
+        report: folder for the quality report (`quality.html`, `quality.json`, `quality.png`).
+        items: parquet file with `item_id` and titles, for the report's examples.
+        title_column: of that file.
+        log: file or folder of interactions, for the report's co-click neighbours.
+        log_positive: column of the log that is above 0 for a click; every row is one without it.
+        log_share: of that log's rows that are read, from the first on.
+        smoothness: L_eta of the report's floor bound, where it is known (TRM Eq. 9).
         update: artifact whose vocabulary is kept: items that it does not know are added, nothing
             is fitted, and settings of tokenizer, mem-tokens and collisions are its own. Quality
             is measured on the items that `embeddings` holds.
@@ -86,6 +96,13 @@ class TokenizeArgs:
     exposures: Path | None = None
     exposure_share: float = 0.8
     mem_rows: int | None = None
+    report: Path | None = None
+    items: Path | None = None
+    title_column: str = "title"
+    log: Path | None = None
+    log_positive: str | None = None
+    log_share: float = 0.8
+    smoothness: float | None = None
     update: Path | None = None
     drift_from: Path | None = None
     json: Path | None = None
@@ -103,14 +120,44 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
         held, _, rows = np.intersect1d(table.item_ids, artifact.item_ids, return_indices=True)
         order = np.argsort(table.item_ids)
         own = order[np.searchsorted(table.item_ids, held, sorter=order)]
-        quality = measure_quality(artifact.take(rows), table.embeddings[own])
+        measured, embeddings = artifact.take(rows), table.embeddings[own]
     else:
         artifact = _fit(args, table)
-        quality = measure_quality(artifact, table.embeddings)
+        measured, embeddings = artifact, table.embeddings
+    quality = measure_quality(measured, embeddings)
+    if args.report is not None:
+        _report(args, args.report, measured, embeddings)
     artifact.save(args.out)
     if args.json is not None:
         _write_json(args.json, artifact, quality)
     return artifact, quality
+
+
+def _report(
+    args: TokenizeArgs, folder: Path, artifact: TokenArtifact, embeddings: Embeddings
+) -> None:
+    titles = neighbours = None
+    if args.items is not None:
+        items = read_items(args.items, args.title_column)
+        ids = items["item_id"].to_numpy()
+        order = np.argsort(ids)
+        place = order[np.searchsorted(ids, artifact.item_ids, sorter=order).clip(max=len(ids) - 1)]
+        if (ids[place] != artifact.item_ids).any():
+            raise ValueError(f"{args.items}: expected a title for every item, found some missing")
+        titles = items[args.title_column].to_numpy()[place].tolist()
+    if args.log is not None:
+        log = ClickLog(path=args.log, positive=args.log_positive, share=args.log_share)
+        neighbours = top_neighbours(mine_co_clicks(log), artifact.item_ids, 10)
+    write_report(
+        artifact,
+        ReportInputs(
+            embeddings=embeddings,
+            titles=titles,
+            neighbours=neighbours,
+            holder_constant=args.smoothness,
+        ),
+        folder,
+    )
 
 
 def _fit(args: TokenizeArgs, table: EmbeddingTable) -> TokenArtifact:
@@ -168,7 +215,15 @@ def row_collisions(num_tokens: int, num_rows: int) -> float:
 def quality_tables(quality: TokenQuality) -> tuple[Table, Table]:
     """Return the figures of `quality` as two tables: by level, and of the whole vocabulary."""
     levels = Table(title="gen-tokens by level")
-    for name in ("level", "utilization", "dead codes", "perplexity", "distortion", "of variance"):
+    for name in (
+        "level",
+        "utilization",
+        "dead codes",
+        "perplexity",
+        "gini",
+        "distortion",
+        "of variance",
+    ):
         levels.add_column(name, justify="right")
     for level in quality.levels:
         levels.add_row(
@@ -176,6 +231,7 @@ def quality_tables(quality: TokenQuality) -> tuple[Table, Table]:
             f"{level.utilization:.1%}",
             f"{level.dead_codes:,}",
             f"{level.perplexity:,.1f}",
+            f"{level.gini:.3f}",
             f"{level.distortion:.4g}",
             f"{level.distortion_share:.1%}",
         )
@@ -216,7 +272,7 @@ def main(args: Sequence[str]) -> None:
     """Run `farewell tokenize` with the words that follow the verb."""
     parsed = parse(args)
     artifact, quality = tokenize(parsed)
-    console = Console()
+    console = result_console()
     for table in quality_tables(quality):
         console.print(table)
     if parsed.mem_rows is not None:
@@ -235,4 +291,6 @@ def main(args: Sequence[str]) -> None:
             shown.add_row(name.replace("_", " "), text)
         console.print(shown)
         console.print(f"{folder}: drift.json, gen_rows.npy, mem_rows.npy", soft_wrap=True)
+    if parsed.report is not None:
+        console.print(f"{parsed.report / 'quality.html'}", soft_wrap=True)
     console.print(f"{parsed.out}: fingerprint {artifact.fingerprint}", soft_wrap=True)

@@ -23,15 +23,19 @@ class LevelQuality:
         dead_codes: codes that no item has.
         utilization: share of codes that some item has.
         perplexity: exp of the entropy of the codes' frequencies; `num_codes` when all are equal.
+        gini: inequality of the codes' frequencies, 0 when all are equal, near 1 when one has all.
         distortion: mean squared distance of the items to what levels `0..level` decode to.
-        distortion_share: the same as a share of the items' variance; 1 tells nothing, 0 all.
+        distortion_fall: by how much of it this level lowers what the levels before leave.
+        distortion_share: distortion as a share of the items' variance; 1 tells nothing, 0 all.
     """
 
     level: int
     dead_codes: int
     utilization: float
     perplexity: float
+    gini: float
     distortion: float
+    distortion_fall: float
     distortion_share: float
 
 
@@ -119,24 +123,33 @@ def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -
 def _levels(artifact: TokenArtifact, embeddings: NDArray[np.float32]) -> tuple[LevelQuality, ...]:
     centred = embeddings - embeddings.mean(axis=0)
     variance = _mean_square(centred)
-    levels = []
+    levels: list[LevelQuality] = []
     for level in range(artifact.num_levels):
         known = min(level + 1, len(artifact.codebooks))  # an extra code decodes to nothing
         decoded = artifact.tokenizer.decode(artifact.codes[:, :known])
         distortion = _mean_square(embeddings - decoded)
         counts = np.bincount(artifact.codes[:, level], minlength=artifact.num_codes)
         used = counts[counts > 0] / artifact.num_items
+        before = levels[-1].distortion if levels else variance
         levels.append(
             LevelQuality(
                 level=level,
                 dead_codes=artifact.num_codes - len(used),
                 utilization=len(used) / artifact.num_codes,
                 perplexity=float(np.exp(-(used * np.log(used)).sum())),
+                gini=_gini(counts),
                 distortion=distortion,
+                distortion_fall=1 - distortion / before if before > 0 else 0.0,
                 distortion_share=distortion / variance if variance > 0 else 0.0,
             )
         )
     return tuple(levels)
+
+
+def _gini(counts: NDArray[np.int64]) -> float:
+    ordered = np.sort(counts).astype(np.float64)
+    rank = np.arange(1, len(ordered) + 1)
+    return float((2 * rank - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
 def _mean_square(differences: NDArray[np.float32]) -> float:

@@ -45,7 +45,7 @@ def test_texts_to_embeddings_to_tokens(tmp_path, items, tiny_text_encoder, capsy
     printed = capsys.readouterr().out
     artifact = TokenArtifact.load(tmp_path / "tokens")
     assert artifact.fingerprint in printed.replace("\n", "")
-    for words in ("utilization", "perplexity", "distinct token bags", "collision rate"):
+    for words in ("dead codes", "perplexity", "distinct token bags", "collision rate"):
         assert words in printed
     assert artifact.codes.shape == (8, 2)
     assert artifact.manifest["tokenizer"]["seed"] == 7

@@ -44,6 +44,9 @@ def test_figures_of_a_case_worked_by_hand():
     assert quality.mem_tokens_per_item == 1.0
     assert [level.dead_codes for level in quality.levels] == [2, 2, 1]
     assert quality.levels[0].utilization == 0.5
+    counts = [3, 2, 0, 0]  # mean difference of all pairs over twice the mean
+    gini = sum(abs(a - b) for a in counts for b in counts) / (2 * 4 * 4 * 5 / 4)
+    assert quality.levels[0].gini == pytest.approx(gini)
     entropy = -(0.6 * np.log(0.6) + 0.4 * np.log(0.4))
     assert quality.levels[0].perplexity == pytest.approx(np.exp(entropy))
     decoded = (
@@ -51,6 +54,8 @@ def test_figures_of_a_case_worked_by_hand():
     )
     distortion = ((embeddings - decoded) ** 2).sum(axis=1).mean()
     assert quality.levels[1].distortion == pytest.approx(distortion, rel=1e-5)
+    fall = 1 - quality.levels[1].distortion / quality.levels[0].distortion
+    assert quality.levels[1].distortion_fall == pytest.approx(fall)
     variance = ((embeddings - embeddings.mean(axis=0)) ** 2).sum(axis=1).mean()
     assert quality.levels[1].distortion_share == pytest.approx(distortion / variance, rel=1e-5)
     assert json.loads(json.dumps(quality.to_dict()))["levels"][2]["level"] == 2
