@@ -46,7 +46,7 @@ def movielens1m() -> Source:
         ),
         num_items=3706,
         residual_ids=("user_id",),
-        train=TrainConfig(batch_size=4096, num_epochs=1),
+        train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=65),
     )
 
 

@@ -24,25 +24,21 @@ def comparison(name: str, source: Source, oracle: Mapping[str, str] | None = Non
         rows=(
             ComparedRow(
                 title="DLRM-MLP (ID)",
-                tokens="item_id",
                 tower="DLRM-MLP",
                 experiment=dlrm_id.experiment(source),
             ),
             ComparedRow(
                 title="RankMixer (ID)",
-                tokens="item_id",
                 tower="RankMixer",
                 experiment=rankmixer_id.experiment(source),
             ),
             ComparedRow(
                 title="RankMixer (gen-tokens)",
-                tokens="gen_token",
                 tower="RankMixer",
                 experiment=rankmixer_gen.experiment(source),
             ),
             ComparedRow(
                 title="RankMixer (hybrid = TRM)",
-                tokens="hybrid",
                 tower="RankMixer",
                 experiment=trm_rankmixer.experiment(source),
             ),

@@ -10,13 +10,11 @@ goes on from its newest checkpoint. A storage comparison trains nothing: it plan
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -24,20 +22,16 @@ from launch.compare_storage import compare_storage_of
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks
+from launch.rows import trained_row
 from launch.terminal import result_console
 from sharding.compare import StorageComparison
-from tokenization.quality import mem_bags
 from trainer.baselines.base import Baseline
 from trainer.comparison import ComparedRow, Comparison
 from trainer.data.dataset import Dataset
 from trainer.data.schema import Splits
 from trainer.evaluation import EvaluationSplit
-from trainer.experiment import Experiment
-from trainer.loop import load_tokens, train
-from trainer.modules.hybrid_tokens import MEM_TOKEN
-from trainer.predictions import Predictions
+from trainer.loop import train
 from trainer.report import (
-    CurvePoint,
     ReportRow,
     RowRun,
     build_report,
@@ -122,7 +116,7 @@ def _trained(
     row: ComparedRow, folder: Path, options: CompareOptions, splits: Splits, console: Console
 ) -> ReportRow:
     """Train the missing seeds of a row and read all of them."""
-    runs, cost = [], {}
+    runs = {}
     for seed in range(options.seeds):
         experiment = replace(row.experiment, train=replace(row.experiment.train, seed=seed))
         run = RunFolder(
@@ -133,59 +127,10 @@ def _trained(
             run_on_ranks(
                 train, options.ranks, experiment, run.path, True, log_folder=run.path / "log"
             )
-        cost = json.loads(run.result.read_text())
-        runs.append(_read_run(run, experiment, seed, splits, cost))
-    return ReportRow(
-        name=row.title,
-        tokens=row.tokens,
-        tower=row.tower,
-        dense_params=cost["dense_params"],
-        sparse_params=cost["sparse_params"],
-        sparse_bytes=cost["sparse_bytes"],
-        flops_per_batch=cost["flops_per_batch"],
-        batch_size=cost["flops_batch"],
-        details=_token_counts(row.experiment),
-        runs=tuple(runs),
+        runs[seed] = run
+    return trained_row(
+        row.title, row.tower, runs, row.experiment, splits.test, RunFolder.predictions_of("test")
     )
-
-
-def _read_run(
-    run: RunFolder, experiment: Experiment, seed: int, splits: Splits, cost: dict[str, float]
-) -> RowRun:
-    main_task = experiment.data.schema.labels[0]
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return RowRun(
-        seed=seed,
-        scores=Predictions.load(run.predictions).aligned(splits.test),
-        curve=tuple(
-            CurvePoint(
-                samples=line["samples"],
-                loss=line.get("train/loss"),
-                valid_auc=line.get(f"valid/{main_task}_auc"),
-            )
-            for line in lines
-        ),
-        samples_per_s=cost["samples_per_s"],
-        wall_seconds=cost["train_seconds"],
-        peak_rss_bytes=int(cost["peak_rss_bytes"]),
-    )
-
-
-def _token_counts(experiment: Experiment) -> dict[str, str]:
-    """How far a model's tokens tell items apart, in words for the report."""
-    tokens = load_tokens(experiment)
-    if tokens is None:
-        return {}
-    tables = experiment.item_tables
-    counts = {
-        "items": f"{tokens.num_items:,}",
-        "distinct gen-token tuples": f"{len(np.unique(tokens.codes, axis=0)):,}",
-        "token rows": f"{sum(table.rows for table in tables.values()):,}",
-    }
-    if MEM_TOKEN in tables:
-        counts["mem-tokens found"] = f"{tokens.num_merges:,}"
-        counts["distinct mem-token bags"] = f"{len(np.unique(mem_bags(tokens))):,}"
-    return counts
 
 
 def _baseline(baseline: Baseline, dataset: Dataset, splits: Splits, console: Console) -> ReportRow:

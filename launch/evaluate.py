@@ -11,22 +11,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from launch.named import load_named, name_and_options
 from launch.ranks import run_on_ranks
+from launch.rows import trained_row
 from launch.terminal import result_console
 from trainer.checkpoint import Checkpoints, read_state
 from trainer.data.dataset import Dataset
 from trainer.evaluation import EvaluationSplit
 from trainer.experiment import Experiment
 from trainer.loop import SplitName, score_split
-from trainer.predictions import Predictions
-from trainer.report import ReportRow, RowRun, build_report, print_report
-from trainer.run_folder import RunFolder, write_json
+from trainer.report import build_report, print_report
+from trainer.run_folder import RunFolder, describe_machine, package_versions, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
     newest = Checkpoints(run.checkpoints, keep=1).newest()
     if newest is None:
         raise ValueError(f"{run.checkpoints}: no complete checkpoint; train first")
-    path = command.folder / f"predictions_{command.split}.parquet"
+    path = run.path / RunFolder.predictions_of(command.split)
     with console.status(f"scoring {command.split}"):
         run_on_ranks(
             score_split,
@@ -81,21 +81,32 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
             path,
             log_folder=command.folder / "log",
         )
-    dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
-    splits = dataset.split(experiment.data.split)
-    rows = getattr(splits, command.split)
-    scores = Predictions.load(path).aligned(rows)
-    report = build_report(
-        experiment=experiment.name,
-        dataset=dataset.schema.name,
-        split=EvaluationSplit.from_dataset(dataset, splits, rows),
-        split_name=command.split,
-        rows=[
-            ReportRow(
-                name=experiment.name, runs=(RowRun(seed=experiment.train.seed, scores=scores),)
-            )
-        ],
-    )
+    report = run_report(experiment, run, command.split)
     print_report(report, console)
     if command.json is not None:
         write_json(command.json, report)
+
+
+def run_report(experiment: Experiment, run: RunFolder, split: SplitName) -> dict[str, Any]:
+    """The report of one run on the part of the log that it has scored."""
+    dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
+    splits = dataset.split(experiment.data.split)
+    rows = getattr(splits, split)
+    tower = type(experiment.model.tower).__name__.removesuffix("Config")
+    row = trained_row(
+        experiment.name,
+        tower,
+        {experiment.train.seed: run},
+        experiment,
+        rows,
+        RunFolder.predictions_of(split),
+    )
+    return build_report(
+        experiment=experiment.name,
+        dataset=dataset.schema.name,
+        split=EvaluationSplit.from_dataset(dataset, splits, rows),
+        split_name=split,
+        rows=[row],
+        machine={key: str(value) for key, value in describe_machine().items()},
+        versions=package_versions(),
+    )

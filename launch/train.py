@@ -22,11 +22,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from launch.evaluate import run_report
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks, under_torchrun
+from launch.terminal import result_console
 from trainer.experiment import Experiment
 from trainer.loop import train
+from trainer.report import print_report, write_report
 from trainer.run_folder import RunFolder, write_json
 
 
@@ -80,7 +83,7 @@ def main(args: Sequence[str]) -> None:
     else:
         train(command.experiment, folder, command.resume, command.plan)
     if os.environ.get("RANK", "0") == "0":
-        _tell(RunFolder(folder), command.json)
+        _tell(command, RunFolder(folder))
 
 
 def _folder(command: TrainCommand) -> Path:
@@ -93,12 +96,15 @@ def _folder(command: TrainCommand) -> Path:
     return runs / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def _tell(run: RunFolder, json_path: Path | None) -> None:
+def _tell(command: TrainCommand, run: RunFolder) -> None:
+    """Evaluate the test rows, write the run's report, print it."""
     result = json.loads(run.result.read_text())
-    if json_path is not None:
-        write_json(json_path, result)
-    Console().print(
-        f"{run.path}: {result['samples']:,} impressions at {result['samples_per_s']:,.0f}/s; "
-        f"tensorboard --logdir {run.tensorboard}",
-        soft_wrap=True,
+    if command.json is not None:
+        write_json(command.json, result)
+    console = result_console()
+    report = run_report(command.experiment, run, "test")
+    print_report(report, console)
+    write_report(run.path, report)
+    console.print(
+        f"{run.path}: report.html; tensorboard --logdir {run.tensorboard}", soft_wrap=True
     )

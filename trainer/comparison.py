@@ -15,13 +15,11 @@ class ComparedRow:
 
     Args:
         title: shown in the report.
-        tokens: what stands for an item: `item_id`, `gen_token`, `hybrid`.
         tower: readable name of the interaction architecture.
         experiment: that is trained; its seed is replaced.
     """
 
     title: str
-    tokens: str
     tower: str
     experiment: Experiment
 

@@ -178,7 +178,7 @@ class Trainer:
             )
         )
         if predictions is not None:
-            predictions.save(self.run_folder.predictions)
+            predictions.save(self.run_folder.path / RunFolder.predictions_of("test"))
             write_json(self.run_folder.result, self._cost(peak_bytes))
         self.ranks.barrier()
 

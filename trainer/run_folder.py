@@ -56,10 +56,10 @@ class RunFolder:
         """Folder of TensorBoard event files."""
         return self.path / "tensorboard"
 
-    @property
-    def predictions(self) -> Path:
-        """Scores of the test part."""
-        return self.path / "predictions.parquet"
+    @staticmethod
+    def predictions_of(split: str) -> str:
+        """Name of the file of scores of a part of the log."""
+        return f"predictions_{split}.parquet"
 
     @property
     def result(self) -> Path:

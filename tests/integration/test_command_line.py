@@ -60,7 +60,14 @@ def lines(run):
 
 
 def test_run_folder_holds_what_the_contract_says(run, workspace):
-    for name in ("config.json", "plan.json", "metrics.jsonl", "result.json", "predictions.parquet"):
+    for name in (
+        "config.json",
+        "plan.json",
+        "metrics.jsonl",
+        "result.json",
+        "report.json",
+        "report.html",
+    ):
         assert (run / name).is_file(), name
     for rank in (0, 1):
         assert (run / "log" / f"rank_{rank}.log").is_file()
@@ -73,6 +80,18 @@ def test_run_folder_holds_what_the_contract_says(run, workspace):
     assert (result["num_ranks"], result["samples"]) == (2, 8 * 1024)
     assert result["dense_params"] > 0
     assert result["flops_per_batch"] > 2 * 3 * result["dense_params"]  # some rows repeat products
+
+
+def test_used_folder_is_refused_without_resume(run, workspace):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix != ".log"}
+    words = ["trm_rankmixer.smoke", *SHORT, "--folder", "runs/one"]
+    found = farewell(workspace, "train", *words)
+    assert found.returncode != 0
+    assert "holds an earlier run" in found.stderr
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix != ".log"}
+    assert {path: after[path] for path in before if path.is_file()} == {
+        path: before[path] for path in before if path.is_file()
+    }
 
 
 def test_record_holds_settings_versions_and_machine(run):

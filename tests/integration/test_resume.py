@@ -112,7 +112,7 @@ def test_two_ranks_resume_bit_for_bit(on_two_ranks, name, tmp_path):
     assert_each_step_once(runs / "whole")
     assert_each_step_once(runs / "stopped")
     predictions = [
-        (runs / run / "predictions.parquet").read_bytes() for run in ("whole", "stopped")
+        (runs / run / "predictions_test.parquet").read_bytes() for run in ("whole", "stopped")
     ]
     assert predictions[0] == predictions[1]
 

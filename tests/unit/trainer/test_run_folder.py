@@ -21,7 +21,6 @@ def test_paths_are_those_of_the_contract(tmp_path):
         "checkpoints": run.checkpoints,
         "metrics.jsonl": run.metrics,
         "tensorboard": run.tensorboard,
-        "predictions.parquet": run.predictions,
         "result.json": run.result,
         "log/rank_3.log": run.log(3),
     }
