@@ -4,20 +4,28 @@ r"""Turn the texts of a catalogue into one embedding an item.
         --encoder minilm --out data/movielens1m/item_embeddings.parquet
 
 Where the catalogue brings embeddings of its own, `--embedding-column NAME` checks and copies them.
+An interrupted run goes on where it stopped. `--align-log LOG` aligns the embeddings with what users
+click together (TRM section 3.1), items without clicks included.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenization.alignment import Alignment
 from tokenization.embedding_table import EmbeddingTable, read_items
+from tokenization.pairs import ClickLog, mine_co_clicks
 from tokenization.text_encoder import TextEncoder
 from trainer.data.pypi_source import minilm_folder
 
@@ -36,6 +44,13 @@ class EmbedArgs:
         batch_size: texts encoded at a time.
         max_length: tokens kept of a text.
         device: where the encoder runs, e.g. `cpu` or `cuda`.
+        chunk_items: items after which what is done so far is kept on disk.
+        align_log: log (parquet file or folder of parts) whose co-clicks the embeddings are aligned
+            with.
+        align_positive: column of the log that is above 0 for a click; every row is one without it.
+        align_share: of the log's rows that are read, from the first on; keep it at or below the
+            share that models are trained on.
+        alignment: settings of the alignment head.
     """
 
     items: Path
@@ -46,6 +61,11 @@ class EmbedArgs:
     batch_size: int = 64
     max_length: int = 128
     device: str = "cpu"
+    chunk_items: int = 20_000
+    align_log: Path | None = None
+    align_positive: str | None = None
+    align_share: float = 0.8
+    alignment: Alignment = field(default_factory=Alignment)
 
 
 def embed(args: EmbedArgs) -> EmbeddingTable:
@@ -59,6 +79,10 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         table = EmbeddingTable.load(args.items, column=args.embedding_column)
     else:
         table = _encode_texts(args)
+    if args.align_log is not None:
+        log = ClickLog(path=args.align_log, positive=args.align_positive, share=args.align_share)
+        head = args.alignment.fit(table.item_ids, table.embeddings, mine_co_clicks(log))
+        table = EmbeddingTable(item_ids=table.item_ids, embeddings=head.encode(table.embeddings))
     table.save(args.out)
     return table
 
@@ -84,13 +108,37 @@ def _encode_texts(args: EmbedArgs) -> EmbeddingTable:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+    item_ids = items["item_id"].to_numpy()
+    parts = _parts_folder(args, item_ids, texts)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("encode", total=items.num_rows)
-        embeddings = encoder.encode(
-            texts,
-            progress=lambda encoded: progress.advance(task, encoded),
-        )
-    return EmbeddingTable(item_ids=items["item_id"].to_numpy(), embeddings=embeddings)
+        tables = []
+        for start in range(0, len(texts), args.chunk_items):
+            chunk = slice(start, start + args.chunk_items)
+            path = parts / f"from-{start}.parquet"
+            if path.exists():
+                progress.advance(task, len(texts[chunk]))
+            else:
+                embeddings = encoder.encode(
+                    texts[chunk],
+                    progress=lambda encoded: progress.advance(task, encoded),
+                )
+                EmbeddingTable(item_ids=item_ids[chunk], embeddings=embeddings).save(path)
+            tables.append(EmbeddingTable.load(path))
+    shutil.rmtree(parts)
+    return EmbeddingTable(
+        item_ids=item_ids, embeddings=np.concatenate([table.embeddings for table in tables])
+    )
+
+
+def _parts_folder(args: EmbedArgs, item_ids: NDArray[np.int64], texts: list[str]) -> Path:
+    """Folder of finished chunks, named after everything that they depend on."""
+    digest = hashlib.sha256(item_ids.tobytes())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    settings = (args.encoder, args.max_length, args.chunk_items)
+    digest.update(repr(settings).encode())
+    return args.out.with_name(f"{args.out.name}.{digest.hexdigest()[:16]}.parts")
 
 
 def main(args: Sequence[str]) -> None:

@@ -57,6 +57,48 @@ def test_texts_to_embeddings_to_tokens(tmp_path, items, tiny_text_encoder, capsy
     assert len(written["quality"]["levels"]) == 2
 
 
+def test_an_interrupted_embedding_goes_on_where_it_stopped(
+    tmp_path, items, tiny_text_encoder, monkeypatch
+):
+    out = tmp_path / "embeddings.parquet"
+    args = ["--items", str(items), "--encoder", str(tiny_text_encoder), "--out", str(out)]
+    args += ["--chunk-items", "3"]
+    encode, encoded = TextEncoder.encode, []
+
+    def stopping(self, texts, **kwargs):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(list(texts))
+        return encode(self, texts, **kwargs)
+
+    monkeypatch.setattr(TextEncoder, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        embed.main(args)
+    assert not out.exists()
+    encoded[:] = [None]  # one more chunk may be encoded
+    embed.main(args)
+    assert encoded == [None, TEXTS[6:]]
+    monkeypatch.undo()
+    expected = TextEncoder(folder=tiny_text_encoder).encode(TEXTS)
+    np.testing.assert_allclose(EmbeddingTable.load(out).embeddings, expected, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "embeddings.parquet",
+        "items.parquet",
+    ]
+
+
+def test_embeddings_aligned_with_a_log(tmp_path, items):
+    rng = np.random.default_rng(0)
+    log = {"user_id": np.arange(400) // 20, "item_id": rng.integers(100, 108, 400)}
+    pq.write_table(pa.table({**log, "like": rng.integers(0, 2, 400)}), tmp_path / "log.parquet")
+    args = ["--items", str(items), "--embedding-column", "vector", "--out", str(tmp_path / "e")]
+    args += ["--align-log", str(tmp_path / "log.parquet"), "--align-positive", "like"]
+    embed.main([*args, "--alignment.num-epochs", "2", "--alignment.out-dim", "3"])
+    aligned = EmbeddingTable.load(tmp_path / "e")
+    assert aligned.embeddings.shape == (8, 3)
+    np.testing.assert_allclose(np.linalg.norm(aligned.embeddings, axis=1), 1, rtol=1e-5)
+
+
 def test_embeddings_that_the_catalogue_brings(tmp_path, items):
     out = tmp_path / "embeddings.parquet"
     embed.main(["--items", str(items), "--embedding-column", "vector", "--out", str(out)])
