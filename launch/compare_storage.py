@@ -20,9 +20,9 @@ from sharding.compare import (
     StorageComparison,
     assumed_tables,
     compare_storage,
+    step_rows,
     storage_markdown,
     system_rows,
-    way_rows,
 )
 from sharding.figures import write_storage_figure
 from trainer.run_folder import write_json
@@ -58,8 +58,8 @@ def compare_storage_of(comparison: StorageComparison, args: Sequence[str]) -> No
         report = compare_storage(comparison, lambda what: status.update(f"planning {what}"))
     for title, (header, rows) in (
         ("Tables", assumed_tables(report)),
-        ("How they lie at the least number of nodes", way_rows(report)),
-        ("Systems", system_rows(report)),
+        ("Systems, and the least number of ranks that holds them", system_rows(report)),
+        ("Predicted step there, and samples/s a rank", step_rows(report)),
     ):
         table = Table(*header, title=title, title_justify="left")
         for row in rows:

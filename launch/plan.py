@@ -5,6 +5,7 @@ r"""Plan an experiment's tables on clusters that need not be there.
     farewell plan mine.py:experiment --cluster a100 h100 h200 --smallest
     farewell plan mine.py:experiment --cluster machine.json --folder runs/plan
     farewell plan --diff runs/a/plan_report.json runs/b/plan_report.json
+    farewell plan --calibrate machine.json --ranks 2
 
 A cluster is a name (a100, h100, h200, b200, cpu), a JSON file of a machine's figures, or
 `file.py:function` that returns a Machine. The folder gets `plan_report.{json,md,html}`, figures,
@@ -24,11 +25,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from launch.calibrate import calibrate
 from launch.named import load_named, name_and_options
 from launch.terminal import result_console
 from sharding.dry_run import DryRunRequest, DryRunResult, dry_run
 from sharding.figures import write_figures
-from sharding.hardware import MACHINES, Cluster, Machine, machine_from_json
+from sharding.hardware import MACHINES, Cluster, Machine, machine_from_json, machine_to_json
 from sharding.report import (
     RANK_HEADER,
     TABLE_HEADER,
@@ -73,10 +75,26 @@ class PlanCommand:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrateCommand:
+    """Measure this machine for some seconds, for `--cluster`.
+
+    Args:
+        calibrate: file that the machine's figures are written to.
+        ranks: processes that training would use here.
+    """
+
+    calibrate: Path
+    ranks: int = 1
+
+
 def main(args: Sequence[str]) -> None:
     """Run `farewell plan` with the words that follow the verb."""
     if args and args[0] == "--diff":
         _diff(args[1:])
+        return
+    if args and args[0] == "--calibrate":
+        _calibrate(tyro.cli(CalibrateCommand, prog="farewell plan", args=args))
         return
     name, options = name_and_options(args, verb="plan", description=__doc__)
     command = tyro.cli(
@@ -197,6 +215,15 @@ def _smallest(request: DryRunRequest, console: Console) -> dict[str, Any]:
         "fits": all(entry["fits"] for entry in found),
         "smallest": found,
     }
+
+
+def _calibrate(command: CalibrateCommand) -> None:
+    machine = calibrate(command.ranks, name=command.calibrate.stem)
+    write_json(command.calibrate, machine_to_json(machine))
+    print(
+        f"{command.calibrate}: rows at {machine.ddr_bandwidth / 1e9:.2f} GB/s, exchange at "
+        f"{machine.intra_node_bandwidth / 1e9:.2f} GB/s a rank, {machine.ranks_per_node} ranks"
+    )
 
 
 def _diff(paths: Sequence[str]) -> None:

@@ -148,27 +148,39 @@ def _machine_entry(smallest: SmallestCluster) -> Report:
 
 
 def system_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Header and one row a system."""
+    """Header and one row a system: size, and the least number of ranks and nodes."""
     names = [machine["name"] for machine in report["machines"]]
-    header = ["system", "parameters", "paper", "weights + state = checkpoint"]
-    header += [f"least {name}" for name in names]
-    header += [f"step ms, samples/s a rank ({name})" for name in names]
+    header = ["system", "parameters", "paper", "weights", "with state = checkpoint"]
+    header += [f"{name}: ranks (nodes)" for name in names]
     rows = []
     for system in report["systems"]:
         published = system["published_parameters"]
-        row = [
-            system["title"],
-            f"{system['num_parameters'] / 1e12:.3f} T",
-            "-" if published is None else f"{published / 1e12:.2f} T",
-            human_bytes(system["checkpoint_bytes"]),
-        ]
         entries = [system["machines"][name] for name in names]
-        row += [f"{entry['num_ranks']:,} ({entry['nodes']} nodes)" for entry in entries]
-        for entry in entries:
-            step = entry["steps"][str(entry["nodes"])]
-            row.append(f"{step['step_ms']:,.1f}, {step['samples_per_s']:,.0f}")
-        rows.append(row)
+        rows.append(
+            [
+                system["title"],
+                f"{system['num_parameters'] / 1e12:.3f} T",
+                "-" if published is None else f"{published / 1e12:.2f} T",
+                human_bytes(system["weight_bytes"]),
+                human_bytes(system["checkpoint_bytes"]),
+                *(f"{entry['num_ranks']:,} ({entry['nodes']})" for entry in entries),
+            ]
+        )
     return header, rows
+
+
+def step_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and one row a system: milliseconds, and samples/s a rank, at the least size."""
+    names = [machine["name"] for machine in report["machines"]]
+    rows = []
+    for system in report["systems"]:
+        row = [system["title"]]
+        for name in names:
+            entry = system["machines"][name]
+            step = entry["steps"][str(entry["nodes"])]
+            row.append(f"{step['step_ms']:,.1f} ms, {step['samples_per_s']:,.0f}/s")
+        rows.append(row)
+    return ["system", *names], rows
 
 
 def way_rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -229,7 +241,8 @@ def storage_markdown(report: Report, figures: tuple[str, ...] = ()) -> str:
         "",
     ]
     for title, (header, rows) in (
-        ("Systems", system_rows(report)),
+        ("Systems, and the least number of ranks that holds them", system_rows(report)),
+        ("Predicted step there, and samples/s a rank", step_rows(report)),
         ("How tables lie at the least number of nodes", way_rows(report)),
         ("Tables", assumed_tables(report)),
     ):
