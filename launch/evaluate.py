@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> None:
         description=__doc__,
         default=EvaluateCommand(folder=tyro.MISSING, experiment=load_named(name, Experiment)),
         args=options,
-        config=(tyro.conf.AvoidSubcommands,),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
     evaluate(command, result_console())
 

@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> None:
         description=__doc__,
         default=TrainCommand(experiment=load_named(name, Experiment)),
         args=options,
-        config=(tyro.conf.AvoidSubcommands,),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
     folder = command.folder or _folder(command)
     if not under_torchrun():
