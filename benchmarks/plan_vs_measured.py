@@ -33,7 +33,7 @@ from trainer.run_folder import package_versions, write_json
 
 LEAST_CORRELATION = 0.8
 SPREAD = 4.0
-BATCH_SIZE = 1024
+BATCH_SIZE = 4096
 MIN_PARTITION = 64
 """Of column shards; for narrower ones TorchRec adds a penalty of GPU kernels that no CPU has."""
 
@@ -102,15 +102,18 @@ def random_plans(
     )
     one_node = ("data_parallel", "table_wise", "column_wise", "row_wise")
     pool = []
-    for _ in range(400):
+    for _ in range(600):
         entries = []
-        favoured = rng.random()
+        # Each plan has its own taste in ways, and its own lean towards rank 1.
+        taste = dict(zip(one_node, rng.dirichlet(np.full(len(one_node), 0.6)), strict=True))
+        lean = rng.beta(0.5, 0.5)
         for table in tables:
             ways = [w for w in estimator.candidates(table) if w.sharding_type in one_node]
-            way = ways[rng.integers(len(ways))]
+            odds = np.array([taste[way.sharding_type] + 1e-9 for way in ways])
+            way = ways[rng.choice(len(ways), p=odds / odds.sum())]
             ranks = np.arange(way.grid.num_shards) % topology.world_size
             if way.partition_by == "device":
-                ranks = (rng.random(way.grid.num_shards) < favoured).astype(np.int64)
+                ranks = (rng.random(way.grid.num_shards) < lean).astype(np.int64)
             entries.append(TablePlan(table, way, ranks))
         pool.append(FastPlan(tuple(entries), topology, estimator.capacity, 0))
     predicted = np.array([predicted_ms(plan) for plan in pool])

@@ -31,11 +31,11 @@ from launch.terminal import result_console
 from sharding.dry_run import DryRunRequest, DryRunResult, dry_run
 from sharding.figures import write_figures
 from sharding.hardware import MACHINES, Cluster, Machine, machine_from_json, machine_to_json
+from sharding.plan_diff import difference
 from sharding.report import (
     RANK_HEADER,
     TABLE_HEADER,
     build_plan_report,
-    difference,
     plan_files,
     rank_rows,
     table_rows,

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sharding.dry_run import MEMORY_PARTS, TIERS
+from sharding.cost import MEMORY_PARTS, TIERS
 
 Report = dict[str, Any]
 _PART_COLOURS = ("#0072B2", "#56B4E9", "#CC79A7", "#D55E00", "#9CA3AF", "#F3F4F6")

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharding.dry_run import (
-    DryRunRequest,
-    Step,
-    Target,
-    needed_bytes,
-    plan_target,
-    predicted_step,
-    reachable_bytes,
-)
+from sharding.cost import Step, predicted_step
+from sharding.dry_run import DryRunRequest, Target, needed_bytes, plan_target, reachable_bytes
 from sharding.hardware import Cluster, Machine
 
 MOST_NODES = 1 << 16

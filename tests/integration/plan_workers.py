@@ -12,7 +12,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sharding.dry_run import DryRunRequest, memory_by_part, plan_target
+from sharding.cost import memory_by_part
+from sharding.dry_run import DryRunRequest, plan_target
 from sharding.hardware import Cluster, Machine, cpu
 from sharding.sharders import sharders
 from sharding.tables import OPTIMIZER_CLASSES, TableSpec

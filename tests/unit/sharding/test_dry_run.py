@@ -8,20 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sharding.dry_run import (
-    DenseReserve,
-    DryRunRequest,
-    dry_run,
-    memory_by_part,
-    needed_bytes,
-    plan_target,
-    predicted_step,
-)
+from sharding.cost import memory_by_part, predicted_step
+from sharding.dry_run import DenseReserve, DryRunRequest, dry_run, needed_bytes, plan_target
 from sharding.figures import write_figures
 from sharding.hardware import Cluster, cpu, h100, h200
+from sharding.plan_diff import difference
 from sharding.report import (
     build_plan_report,
-    difference,
     human_bytes,
     plan_files,
     rank_ranges,
