@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -24,6 +25,7 @@ _TYPE_COLOURS = {
     "grid_shard": "#CC79A7",
 }
 _ROLE_COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#9CA3AF", "#009E73")
+_MACHINE_COLOURS = colormaps["Dark2"]
 _MOST_BARS = 256
 
 
@@ -60,7 +62,7 @@ def _memory(target: Report) -> Figure:
         axes.set_ylabel(f"{tier.upper()} in GB")
         axes.set_xlim(-0.5 * step, target["num_ranks"] - 0.5 * step)
         axes.spines[["top", "right"]].set_visible(False)
-        every = "" if step == 1 else f" (every {step}th)"
+        every = "" if step == 1 else f" (one of every {step} is drawn)"
         axes.set_xlabel(f"rank{every}")
     handles = [Patch(color=c, label=p) for p, c in zip(MEMORY_PARTS, _PART_COLOURS, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
@@ -119,7 +121,7 @@ def write_storage_figure(report: Report, folder: Path) -> str:
     for index, name in enumerate(names):
         ranks = [system["machines"][name]["num_ranks"] for system in systems][::-1]
         places = np.arange(len(systems)) + 0.4 - (index + 0.5) * height
-        bars = right_axes.barh(places, ranks, height, label=name, color=_ROLE_COLOURS[index])
+        bars = right_axes.barh(places, ranks, height, label=name, color=_MACHINE_COLOURS(index))
         right_axes.bar_label(bars, padding=2, fontsize=7)
     right_axes.set_xlabel("least number of GPUs (or CPU ranks), planned")
     right_axes.legend(frameon=False, fontsize=8, loc="lower right")

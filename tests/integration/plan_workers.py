@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sharding.cost import memory_by_part
 from sharding.dry_run import DryRunRequest, plan_target
 from sharding.hardware import Cluster, Machine, cpu
+from sharding.plan_io import PlanMismatchError
 from sharding.sharders import sharders
 from sharding.tables import OPTIMIZER_CLASSES, TableSpec
 from tests.unit.sharding.plan_reference import meta_model
 from trainer.distributed import start_ranks, stop_ranks
+from trainer.experiment import Experiment
+from trainer.loop import train
 
 TYPES = (
     "data_parallel",
@@ -145,3 +149,22 @@ def small_host(ranks_per_node: int) -> Machine:
     """A CPU host with so many ranks."""
     machine = cpu()
     return Machine(**{**machine.__dict__, "name": "test", "ranks_per_node": ranks_per_node})
+
+
+def train_with_plan(experiment: Experiment, folder: Path, plan: Path) -> None:
+    """Train by a given plan, then resume without naming it, then train other tables by it."""
+    train(experiment, folder / "run", plan=plan)
+    train(experiment, folder / "run", resume=True)
+    other = replace(
+        experiment,
+        tables=tuple(
+            replace(table, optimizer="sgd") if table.name == "user_id" else table
+            for table in experiment.tables
+        ),
+    )
+    try:
+        train(other, folder / "other", plan=plan)
+    except PlanMismatchError as error:
+        if start_ranks().is_first:
+            (folder / "refused.txt").write_text(str(error))
+    stop_ranks()
