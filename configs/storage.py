@@ -26,10 +26,10 @@ IDs that stay in every system: users, queries, authors, devices and hashed cross
 with 64 to 128 floats. Token systems replace the item table by token tables of the same width; \
 TIGER with 4 levels of 256, OneRec with 3 of 8,192, SEMID with hashed token n-grams. The last \
 row also replaces users, queries and their crosses by tokens. All tables lie in device memory \
-(`kernels=("fused",)`), fp32 with row-wise Adagrad. Steps are those of the tables alone, by \
-TorchRec's estimator and vendors' peak bandwidths: they rank plans, they do not promise speed. \
-Change any of it in configs/storage.py, or pass your own file: `farewell compare \
-mine.py:comparison`."""
+(`kernels=("fused",)`), fp32 with row-wise Adagrad; a checkpoint holds weights and state. Steps \
+are those of the tables alone, by TorchRec's estimator and vendors' peak bandwidths: they rank \
+plans, they do not promise speed. Change any of it in configs/storage.py, or pass your own \
+file: `farewell compare mine.py:comparison`."""
 
 
 def trm_paper() -> StorageComparison:

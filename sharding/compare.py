@@ -147,11 +147,19 @@ def _machine_entry(smallest: SmallestCluster) -> Report:
     }
 
 
+def human_count(count: float) -> str:
+    """Thousands, millions, billions or trillions."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size / 10:
+            return f"{count / size:.3f} {unit}"
+    return f"{count:.0f}"
+
+
 def system_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and one row a system: size, and the least number of ranks and nodes."""
     names = [machine["name"] for machine in report["machines"]]
-    header = ["system", "parameters", "paper", "weights", "with state = checkpoint"]
-    header += [f"{name}: ranks (nodes)" for name in names]
+    header = ["system", "params", "paper", "weights", "with state"]
+    header += [f"{name} ranks (nodes)" for name in names]
     rows = []
     for system in report["systems"]:
         published = system["published_parameters"]
@@ -159,7 +167,7 @@ def system_rows(report: Report) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 system["title"],
-                f"{system['num_parameters'] / 1e12:.3f} T",
+                human_count(system["num_parameters"]),
                 "-" if published is None else f"{published / 1e12:.2f} T",
                 human_bytes(system["weight_bytes"]),
                 human_bytes(system["checkpoint_bytes"]),
@@ -221,7 +229,7 @@ def assumed_tables(report: Report) -> tuple[list[str], list[list[str]]]:
             f"{rows:,}",
             str(dim),
             dtype,
-            f"{parameters / 1e12:.4f} T",
+            human_count(parameters),
             factors,
             "all" if len(titles) == len(report["systems"]) else "; ".join(titles),
         ]

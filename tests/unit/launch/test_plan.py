@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from launch import plan
+from launch import plan, train
 from sharding.hardware import h100, machine_to_json
 
 EXPERIMENT = "trm_rankmixer.smoke"
@@ -89,3 +91,17 @@ def test_machines_of_ones_own(tmp_path):
         plan.load_machine("h1000")
     with pytest.raises(ValueError, match="3 numbers for 1 clusters"):
         run("--nodes", "1", "2", "3")
+
+
+def test_the_guide_names_options_that_exist():
+    """Every option in docs/planning.md is a field of the command that its line calls."""
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "planning.md").read_text()
+    commands = re.findall(r"^    farewell (\w+) (.*)$", guide, re.MULTILINE)
+    assert {verb for verb, _ in commands} == {"plan", "train", "compare"}
+    known = {
+        "plan": {*plan.PlanCommand.__annotations__, *plan.CalibrateCommand.__annotations__, "diff"},
+        "train": set(train.TrainCommand.__annotations__),
+    }
+    for verb, rest in commands:
+        for option in re.findall(r"--([a-z-]+)", rest):
+            assert option.replace("-", "_") in known[verb], (verb, option)
