@@ -5,7 +5,8 @@ r"""Turn the texts of a catalogue into one embedding an item.
 
 Where the catalogue brings embeddings of its own, `--embedding-column NAME` checks and copies them.
 An interrupted run goes on where it stopped. `--align-log LOG` aligns the embeddings with what users
-click together (TRM section 3.1), items without clicks included.
+click together (TRM section 3.1), items without clicks included. `--sasrec-log LOG` takes behaviour
+alone instead: the item table of SASRec, as STORE does; items without clicks then get nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenization.alignment import Alignment
 from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.pairs import ClickLog, mine_co_clicks
+from tokenization.sasrec import SASRec
 from tokenization.text_encoder import TextEncoder
 from trainer.data.pypi_source import minilm_folder
 
@@ -51,6 +53,9 @@ class EmbedArgs:
         align_share: of the log's rows that are read, from the first on; keep it at or below the
             share that models are trained on.
         alignment: settings of the alignment head.
+        sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive` and
+            `align_share` say which of its rows count.
+        sasrec: settings of SASRec.
     """
 
     items: Path
@@ -66,6 +71,8 @@ class EmbedArgs:
     align_positive: str | None = None
     align_share: float = 0.8
     alignment: Alignment = field(default_factory=Alignment)
+    sasrec_log: Path | None = None
+    sasrec: SASRec = field(default_factory=SASRec)
 
 
 def embed(args: EmbedArgs) -> EmbeddingTable:
@@ -75,7 +82,10 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         ValueError: see `EmbeddingTable.load` and `TextEncoder.encode`; also a text column that
             holds no strings.
     """
-    if args.embedding_column is not None:
+    if args.sasrec_log is not None:
+        log = ClickLog(path=args.sasrec_log, positive=args.align_positive, share=args.align_share)
+        table = _of_catalogue(args, args.sasrec.fit(log))
+    elif args.embedding_column is not None:
         table = EmbeddingTable.load(args.items, column=args.embedding_column)
     else:
         table = _encode_texts(args)
@@ -85,6 +95,15 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         table = EmbeddingTable(item_ids=table.item_ids, embeddings=head.encode(table.embeddings))
     table.save(args.out)
     return table
+
+
+def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
+    """Leave out what the catalogue does not hold."""
+    ids = read_items(args.items, "item_id")["item_id"].to_numpy()
+    kept = np.isin(table.item_ids, ids)
+    if not kept.any():
+        raise ValueError(f"{args.items}: none of its items occurs in {args.sasrec_log}")
+    return EmbeddingTable(item_ids=table.item_ids[kept], embeddings=table.embeddings[kept])
 
 
 def _encode_texts(args: EmbedArgs) -> EmbeddingTable:

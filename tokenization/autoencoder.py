@@ -79,7 +79,7 @@ def train(
         generator: of the order of items.
         after_epoch: called with the number of epochs done.
     """
-    x_ND = torch.from_numpy(embeddings)
+    x_ND = torch.tensor(embeddings)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     steps = num_epochs * -(-len(x_ND) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -122,9 +122,9 @@ def revive_dead_codes(
 
 
 def blocks(array: NDArray[np.generic]) -> Iterator[Tensor]:
-    """Yield a matrix in blocks of rows, as tensors."""
+    """Yield a matrix in blocks of rows, as tensors of their own."""
     for start in range(0, len(array), _BLOCK):
-        yield torch.from_numpy(np.ascontiguousarray(array[start : start + _BLOCK]))
+        yield torch.tensor(array[start : start + _BLOCK])
 
 
 def network_tensors(network: nn.Module) -> dict[str, NDArray[np.float32]]:

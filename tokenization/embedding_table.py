@@ -94,7 +94,7 @@ def read_items(path: Path, column: str) -> pa.Table:
         missing = [name for name in ("item_id", column) if name not in names]
         if missing:
             raise ValueError(f"{path}: expected column {missing[0]!r}, found {', '.join(names)}")
-        table = pq.read_table(path, columns=["item_id", column])
+        table = pq.read_table(path, columns=list(dict.fromkeys(["item_id", column])))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: expected a whole parquet file, found {error}") from error
     if table.num_rows == 0:

@@ -5,11 +5,15 @@ A merge is a key, `left * num_symbols + right`, and its place in the order of me
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+_BLOCK = 1 << 17  # items that a thread segments at a time
 
 
 def windows(
@@ -70,8 +74,7 @@ def _find(key: Any, slots: NDArray[np.int64]) -> Any:  # pragma: no cover, compi
     return np.int64(-1)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def segment(  # pragma: no cover, compiled
+def segment(
     rows: NDArray[np.int64],
     slots: NDArray[np.int64],
     num_gen: int,
@@ -90,8 +93,36 @@ def segment(  # pragma: no cover, compiled
     Returns:
         places of merges, int64 `(N, L)`; -1 fills the unused places.
     """
+    tokens = np.full(rows.shape, -1, dtype=np.int64)
+    num_threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(num_threads) as threads:
+        blocks = [
+            threads.submit(
+                _segment_rows,
+                rows[start : start + _BLOCK],
+                slots,
+                num_gen,
+                num_symbols,
+                whole_tree,
+                tokens[start : start + _BLOCK],
+            )
+            for start in range(0, len(rows), _BLOCK)
+        ]
+        for block in blocks:
+            block.result()
+    return tokens
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _segment_rows(  # pragma: no cover, compiled
+    rows: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    num_gen: int,
+    num_symbols: int,
+    whole_tree: bool,
+    tokens: NDArray[np.int64],
+) -> None:
     num_items, num_levels = rows.shape
-    tokens = np.full((num_items, num_levels), -1, dtype=np.int64)
     symbols = np.empty(num_levels, dtype=np.int64)
     pair_rank = np.empty(num_levels, dtype=np.int64)
     for item in range(num_items):
@@ -127,4 +158,3 @@ def segment(  # pragma: no cover, compiled
                 if symbols[i] >= num_gen:
                     tokens[item, num_tokens] = symbols[i] - num_gen
                     num_tokens += 1
-    return tokens

@@ -99,6 +99,21 @@ def test_embeddings_aligned_with_a_log(tmp_path, items):
     np.testing.assert_allclose(np.linalg.norm(aligned.embeddings, axis=1), 1, rtol=1e-5)
 
 
+def test_embeddings_of_behaviour_alone(tmp_path, items):
+    rng = np.random.default_rng(0)
+    log = {"user_id": np.arange(400) // 20, "item_id": rng.integers(103, 110, 400)}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    args = ["--items", str(items), "--out", str(tmp_path / "e"), "--sasrec.dim", "6"]
+    args += ["--sasrec.num-epochs", "1"]
+    embed.main([*args, "--sasrec-log", str(tmp_path / "log.parquet")])
+    table = EmbeddingTable.load(tmp_path / "e")
+    assert table.item_ids.tolist() == [103, 104, 105, 106, 107]
+    assert table.embeddings.shape == (5, 6)
+    pq.write_table(pa.table({**log, "item_id": [1] * 400}), tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="none of its items occurs"):
+        embed.main([*args, "--sasrec-log", str(tmp_path / "log.parquet")])
+
+
 def test_embeddings_that_the_catalogue_brings(tmp_path, items):
     out = tmp_path / "embeddings.parquet"
     embed.main(["--items", str(items), "--embedding-column", "vector", "--out", str(out)])
