@@ -107,6 +107,11 @@ class TableSpec:
         Raises:
             ValueError: naming the table, the field, what was found and what is expected.
         """
+        if hasattr(torch.nn.ModuleDict, self.name):
+            raise ValueError(
+                f"table {self.name!r}: TorchRec keeps tables in a torch.nn.ModuleDict, whose own "
+                f"attribute {self.name!r} is; choose another name"
+            )
         if self.rows < 1:
             raise ValueError(f"table {self.name!r}: rows is {self.rows}, expected at least 1")
         if self.dim < 4 or self.dim % 4:

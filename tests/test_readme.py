@@ -7,6 +7,7 @@ import pytest
 
 from launch.cli import VERBS
 from launch.named import load_named
+from sharding.compare import StorageComparison
 from trainer.comparison import Comparison
 from trainer.experiment import Experiment
 
@@ -21,7 +22,9 @@ def test_verbs_exist():
     assert verbs <= set(VERBS)
 
 
-@pytest.mark.parametrize("verb, kind", [("train", Experiment), ("compare", Comparison)])
+@pytest.mark.parametrize(
+    "verb, kind", [("train", Experiment), ("compare", Comparison | StorageComparison)]
+)
 def test_named_values_load(verb, kind):
     names = set(re.findall(rf"(?:farewell|launch\.cli) {verb} (\S+)", BLOCKS))
     assert names

@@ -13,6 +13,7 @@ def table(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "items"}, "table 'items': .* choose another name"),
         ({"rows": 0}, "table 't': rows is 0, expected at least 1"),
         ({"dim": 6}, "table 't': dim is 6, expected a positive multiple of 4"),
         ({"dim": 0}, "dim is 0"),

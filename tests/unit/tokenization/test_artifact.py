@@ -47,6 +47,7 @@ def test_the_parts_agree_with_one_another():
         "num_levels": 3,
         "num_codes": 8,
         "num_iterations": 5,
+        "points_per_code": None,
         "seed": 0,
     }
     assert artifact.manifest["mem"]["num_merges"] == 50

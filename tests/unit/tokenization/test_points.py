@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokenization import points as points_module
+from tokenization.kmeans import sample_points
 from tokenization.points import NpyFile, ParquetFile, PointsInMemory, PointsOnDisk
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.shares import Share
 
 CONFIG = RQKMeans(num_levels=3, num_codes=16, num_iterations=6)
 
@@ -66,6 +69,37 @@ def test_residuals_on_disk_and_in_memory_are_the_same(npy):
     read = np.concatenate([block for _, block in disk.blocks()])
     np.testing.assert_array_equal(read, next(iter(memory.blocks()))[1])
     assert [start for start, _ in disk.blocks()] == list(range(0, 700, 100))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_sample_of_shares_is_the_sample_of_the_whole():
+    whole, share = sample_points(PointsInMemory(embeddings()), Share(0, 700, 700), 90, seed=3)
+    assert (whole.num_points, share) == (90, Share(0, 90, 90))
+    drawn = next(iter(whole.blocks()))[1]
+    assert len(np.unique(drawn, axis=0)) == 90
+    parts, start = [], 0
+    for first, stop in ((0, 250), (250, 700)):
+        points = PointsInMemory(embeddings()[first:stop])
+        part, own = sample_points(points, Share(first, stop - first, 700), 90, seed=3)
+        assert own == Share(start, part.num_points, 90)
+        start += part.num_points
+        parts.append(next(iter(part.blocks()))[1])
+    np.testing.assert_array_equal(np.concatenate(parts), drawn)
+    everything, all_rows = sample_points(points, Share(250, 450, 700), 700, seed=3)
+    assert everything is points
+    assert all_rows == Share(250, 450, 700)
+
+
+def test_a_sample_costs_little_distortion():
+    points = np.random.default_rng(5).normal(size=(4000, 8)).astype(np.float32)
+
+    def error(config):
+        tokenizer = config.fit(points)
+        decoded = tokenizer.decode(tokenizer.encode(points))
+        return ((points - decoded) ** 2).sum(axis=1).mean()
+
+    sampled = dataclasses.replace(CONFIG, points_per_code=64)
+    assert 1.0 < error(sampled) / error(CONFIG) < 1.05
 
 
 def test_files_of_something_else(tmp_path, parquet):

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 
 from trainer.data.ragged import Ragged
@@ -44,4 +46,4 @@ def test_zip_joins_the_lists_of_each_row() -> None:
     joined = Ragged.zip(parts)
     assert [
         joined.values[joined.offsets[i] : joined.offsets[i + 1]].tolist() for i in range(50)
-    ] == [sum(lists, []) for lists in rows]
+    ] == [list(chain.from_iterable(lists)) for lists in rows]
