@@ -83,6 +83,34 @@ def fit_centroids(
     return centroids
 
 
+def sample_points(
+    points: Points, share: Share, num_points: int, *, seed: int
+) -> tuple[Points, Share]:
+    """Draw points among those of all processes, into memory.
+
+    Args:
+        points: this process's.
+        share: which of all points these are.
+        num_points: most points drawn, of all processes together.
+        seed: of the draw, the same on every process.
+
+    Returns:
+        this process's part of the draw, and which of all drawn points it is.
+    """
+    if num_points >= share.total:
+        return points, share
+    rng = np.random.default_rng([seed, 1])
+    drawn = np.sort(rng.choice(share.total, num_points, replace=False))
+    first, stop = np.searchsorted(drawn, [share.start, share.start + share.num_rows])
+    rows = drawn[first:stop] - share.start
+    parts = [np.zeros((0, points.dim), dtype=np.float32)]
+    for start, block in points.blocks():
+        here = slice(*np.searchsorted(rows, [start, start + len(block)]))
+        parts.append(block[rows[here] - start])
+    part = Share(start=int(first), num_rows=len(rows), total=num_points)
+    return PointsInMemory(np.concatenate(parts)), part
+
+
 def nearest_centroids(
     points: Points, centroids: NDArray[np.float32], *, way: Way
 ) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenization import residual
 from tokenization.assignment import best_way
 from tokenization.base import Codes, Embeddings, SemanticTokenizer, check_at_least, check_embeddings
-from tokenization.kmeans import fit_centroids, nearest_centroids
+from tokenization.kmeans import fit_centroids, nearest_centroids, sample_points
 from tokenization.points import EmbeddingSource, Points, PointsInMemory, PointsOnDisk
 from tokenization.shares import Share
 
@@ -27,6 +27,9 @@ class RQKMeans:
         num_levels: codebooks, L: codes per item.
         num_codes: codewords per codebook, K; at least that many items are needed.
         num_iterations: Lloyd iterations per level.
+        points_per_code: items per code that iterations look at, drawn anew at every level; None for
+            all. With 256 (faiss's default) a fit takes a fraction of the time at distortion higher
+            by about half a per cent.
         seed: of the starting centroids.
     """
 
@@ -35,6 +38,7 @@ class RQKMeans:
     num_levels: int = 5
     num_codes: int = 4096
     num_iterations: int = 20
+    points_per_code: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class RQKMeans:
         check_at_least(self.num_levels, 1, name="num_levels")
         check_at_least(self.num_codes, 1, name="num_codes")
         check_at_least(self.num_iterations, 1, name="num_iterations")
+        if self.points_per_code is not None:
+            check_at_least(self.points_per_code, 1, name="points_per_code")
         check_at_least(self.seed, 0, name="seed")
 
     def fit(self, embeddings: NDArray[np.floating]) -> RQKMeansTokenizer:
@@ -79,9 +85,13 @@ class RQKMeans:
         way = best_way()
         codebooks = np.empty((self.num_levels, self.num_codes, points.dim), dtype=np.float32)
         for level in range(self.num_levels):
+            seen, part = points, share
+            if self.points_per_code is not None:
+                num_seen = self.points_per_code * self.num_codes
+                seen, part = sample_points(points, share, num_seen, seed=self.seed + level)
             codebooks[level] = fit_centroids(
-                points,
-                share,
+                seen,
+                part,
                 num_codes=self.num_codes,
                 num_iterations=self.num_iterations,
                 seed=self.seed + level,
