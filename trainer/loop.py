@@ -238,6 +238,8 @@ class Trainer:
                 f"{expected[:12]}; resume with the settings in {self.run_folder.path}/config.json "
                 "or train into another folder"
             )
+        if self.tokens is not None:
+            self.tokens.check_vocabulary(read_state(path)["vocabulary"], of=str(path))
         state = load(path, self.parallel, self.ranks)
         self.reader.load_state_dict(state["reader"])
         self.step = state["step"]
@@ -251,7 +253,7 @@ class Trainer:
             step=self.step,
             state={
                 "experiment": self.experiment.fingerprint,
-                "tokens": self.tokens.fingerprint if self.tokens else None,
+                "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},
             },
