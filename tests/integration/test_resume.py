@@ -4,12 +4,15 @@ import os
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.integration.rank_processes import RanksFailedError, run_ranks
 from tests.integration.workers import resume, train_and_die, train_whole_and_stopped
+from tokenization.artifact import TokenArtifact
+from tokenization.pipeline import fit_tokens
 from trainer.parallelize import ShardingConfig
 
 
@@ -155,6 +158,19 @@ def test_checkpoint_of_other_settings_is_refused(smoke, on_one_rank):
         match=r"saved by an experiment with fingerprint .* this one is .*config\.json",
     ):
         run_ranks(resume, 1, other, on_one_rank / "trm_rankmixer" / "whole")
+
+
+def test_checkpoint_of_other_tokens_is_refused(smoke, on_one_rank):
+    config = smoke.tokenizer
+    trained_with = TokenArtifact.load(config.folder)
+    noise = np.random.default_rng(0).standard_normal((trained_with.num_items, 8))
+    other = fit_tokens(trained_with.item_ids, noise, tokenizer=config.tokenizer, mem=config.mem)
+    try:
+        other.save(config.folder)
+        with pytest.raises(RanksFailedError, match="trained with tokens of vocabulary"):
+            run_ranks(resume, 1, smoke, on_one_rank / "trm_rankmixer" / "whole")
+    finally:
+        trained_with.save(config.folder)
 
 
 def test_checkpoint_of_other_world_size_is_refused(smoke, on_one_rank):
