@@ -16,7 +16,7 @@ As it comes, hence different:
 * deepctr-torch: `compile("adam")` and `fit`; the first order has tables of its own of dim 1; its
   default L2 term reads every row of every table in every step;
 * hand-tuned plain torch: `nn.EmbeddingBag(sparse=True)`, Adagrad on the tables (sparse gradients;
-  quicker than SparseAdam, which keeps two moments), fused AdamW on the network. Its loader gathers
+  SparseAdam would keep two moments a weight), fused AdamW on the network. Its loader gathers
   whole columns by shuffled row numbers;
 * ours: an EmbeddingBagCollection under DistributedModelParallel, row-wise Adagrad fused into the
   backward pass, AdamW on the network with gradient clipping, the loss averaged over ranks in every
