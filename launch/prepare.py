@@ -8,7 +8,7 @@ from launch.embed import EmbedArgs, embed
 from launch.tokenize import TokenizeArgs, quality_tables, tokenize
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
-from trainer.loop import load_tokens
+from trainer.run_inputs import load_tokens
 
 
 def prepare(experiment: Experiment, console: Console) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 from tokenization.quality import mem_bags
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment
-from trainer.loop import load_tokens
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN
 from trainer.predictions import Predictions
 from trainer.report import CurvePoint, ReportRow, RowRun
 from trainer.run_folder import RunFolder
+from trainer.run_inputs import load_tokens
 
 
 def what_stands_for_an_item(experiment: Experiment) -> str:

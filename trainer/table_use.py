@@ -11,8 +11,8 @@ from sharding.dry_run import DenseReserve
 from sharding.tables import TableSpec
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment
-from trainer.loop import FLOPS_BATCH, item_features, last_batch, load_tokens
 from trainer.models.ranking_model import RankingNetwork
+from trainer.run_inputs import FLOPS_BATCH, item_features, last_batch, load_tokens
 
 
 def measured_tables(experiment: Experiment) -> tuple[tuple[TableSpec, ...], str]:

@@ -1,0 +1,77 @@
+"""What a run reads before its first step: tokens, identity of items, samples of the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenization.artifact import TokenArtifact
+from trainer.batch import Batch
+from trainer.data.batch_builder import BatchBuilder
+from trainer.data.dataset import Dataset
+from trainer.data.item_features import ItemFeatures, item_id_features, token_features
+from trainer.data.schema import RowRange
+from trainer.experiment import Experiment
+from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN, HybridTokensConfig
+
+FLOPS_BATCH = 4096
+"""Impressions of the batch that FLOPs are counted for, as in TRM's Table 1."""
+_SAMPLE_SLICES = 8
+_SAMPLE_ROWS = 16_384
+
+
+def load_tokens(experiment: Experiment) -> TokenArtifact | None:
+    """The experiment's token artifact, checked against its settings; None for ID models.
+
+    Raises:
+        ValueError: when it is missing or was made with other settings.
+    """
+    config = experiment.tokenizer
+    if config is None:
+        return None
+    artifact = TokenArtifact.load(config.folder)
+    found = (artifact.num_levels, artifact.num_codes)
+    expected = (config.tokenizer.num_levels, config.tokenizer.num_codes)
+    if found != expected:
+        raise ValueError(
+            f"{config.folder}: tokens of {found[0]} levels x {found[1]} codes, but the experiment "
+            f"wants {expected[0]} x {expected[1]}; run `farewell tokenize` into another folder"
+        )
+    return artifact
+
+
+def item_features(
+    experiment: Experiment, dataset: Dataset, tokens: TokenArtifact | None
+) -> ItemFeatures:
+    """The ids that stand for each item in this experiment."""
+    item = experiment.model.item
+    if not isinstance(item, HybridTokensConfig):
+        return item_id_features(
+            dataset,
+            cardinality=experiment.item_tables[ITEM_ID].rows,
+            hashed=experiment.data.hashed_item_ids,
+        )
+    assert tokens is not None
+    mem_rows = experiment.item_tables[MEM_TOKEN].rows if item.mem_tokens else 1
+    features = token_features(dataset, tokens, mem_rows=mem_rows)
+    keep = (GEN_TOKEN, MEM_TOKEN) if item.mem_tokens else (GEN_TOKEN,)
+    return ItemFeatures({key: features.features[key] for key in keep})
+
+
+def sample_dense(dataset: Dataset, features: ItemFeatures, rows: RowRange) -> np.ndarray[Any, Any]:
+    """Dense features of rows from evenly spaced places (S, F): the same on every rank."""
+    builder = BatchBuilder(dataset, features)
+    part = -(-len(rows) // _SAMPLE_SLICES)
+    samples = [
+        builder.build(dataset.block(RowRange(start, min(start + _SAMPLE_ROWS, rows.stop)))).dense_BF
+        for start in range(rows.start, rows.stop, part)
+    ]
+    return torch.cat(samples).numpy()
+
+
+def last_batch(dataset: Dataset, features: ItemFeatures, rows: RowRange, size: int) -> Batch:
+    """The last `size` rows of a range as one batch: late rows have histories of usual length."""
+    start = max(rows.start, rows.stop - size)
+    return BatchBuilder(dataset, features).build(dataset.block(RowRange(start, rows.stop)))
