@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from configs.datasets import Source
 from sharding.tables import TableSpec
@@ -94,24 +95,15 @@ def item_tables(source: Source, item: ItemIdConfig | HybridTokensConfig) -> tupl
             ),
         )
     tokenizer, mem = source.tokens.tokenizer, source.tokens.mem
-    gen = TableSpec(
-        name=GEN_TOKEN,
-        rows=tokenizer.num_levels * tokenizer.num_codes,
-        dim=item.table_dim,
-        features=(GEN_TOKEN,),
-        role="gen_token",
-        pooling="none",
-    )
-    if not item.mem_tokens:
-        return (gen,)
-    return (
-        gen,
-        TableSpec(
-            name=MEM_TOKEN,
-            rows=mem.num_merges,
-            dim=item.table_dim,
-            features=(MEM_TOKEN,),
-            role="mem_token",
-            pooling="none",
-        ),
-    )
+    tables = []
+    if item.gen_tokens:
+        tables.append(
+            _token_table(GEN_TOKEN, tokenizer.num_levels * tokenizer.num_codes, item.table_dim)
+        )
+    if item.mem_tokens:
+        tables.append(_token_table(MEM_TOKEN, mem.num_merges, item.table_dim))
+    return tuple(tables)
+
+
+def _token_table(name: Literal["gen_token", "mem_token"], rows: int, dim: int) -> TableSpec:
+    return TableSpec(name=name, rows=rows, dim=dim, features=(name,), role=name, pooling="none")

@@ -210,12 +210,12 @@ class Experiment:
                 f"model.item.num_levels is {item.num_levels} but the tokenizer has "
                 f"{tokenizer.num_levels} levels"
             )
-        gen = self.item_tables[GEN_TOKEN]
-        if gen.rows != tokenizer.num_levels * tokenizer.num_codes:
+        num_gen_tokens = tokenizer.num_levels * tokenizer.num_codes
+        if item.gen_tokens and self.item_tables[GEN_TOKEN].rows != num_gen_tokens:
             raise ValueError(
-                f"table {gen.name!r}: rows is {gen.rows}, but the tokenizer has "
-                f"{tokenizer.num_levels} x {tokenizer.num_codes} = "
-                f"{tokenizer.num_levels * tokenizer.num_codes} gen-tokens"
+                f"table {self.item_tables[GEN_TOKEN].name!r}: rows is "
+                f"{self.item_tables[GEN_TOKEN].rows}, but the tokenizer has "
+                f"{tokenizer.num_levels} x {tokenizer.num_codes} = {num_gen_tokens} gen-tokens"
             )
         if item.mem_tokens and self.item_tables[MEM_TOKEN].rows > mem.num_merges:
             raise ValueError(

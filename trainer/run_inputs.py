@@ -14,7 +14,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.item_features import ItemFeatures, item_id_features, token_features
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment
-from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN, HybridTokensConfig
+from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN, HybridTokensConfig
 
 FLOPS_BATCH = 4096
 """Impressions of the batch that FLOPs are counted for, as in TRM's Table 1."""
@@ -56,8 +56,7 @@ def item_features(
     assert tokens is not None
     mem_rows = experiment.item_tables[MEM_TOKEN].rows if item.mem_tokens else 1
     features = token_features(dataset, tokens, mem_rows=mem_rows)
-    keep = (GEN_TOKEN, MEM_TOKEN) if item.mem_tokens else (GEN_TOKEN,)
-    return ItemFeatures({key: features.features[key] for key in keep})
+    return ItemFeatures({key: features.features[key] for key in item.features})
 
 
 def sample_dense(dataset: Dataset, features: ItemFeatures, rows: RowRange) -> np.ndarray[Any, Any]:

@@ -6,6 +6,7 @@ Legend: U distinct items, L levels, d table dim, D item dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from trainer.modules.mlp import mlp
 
-ITEM_ID = "item_id"
-GEN_TOKEN = "gen_token"
-MEM_TOKEN = "mem_token"
+ITEM_ID: Final = "item_id"
+GEN_TOKEN: Final = "gen_token"
+MEM_TOKEN: Final = "mem_token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,12 @@ class HybridTokensConfig:
         item_dim: D, dim of the item vector that the network sees.
         hidden_dims: hidden layers of the deep side.
         dropout: on the deep side's input, so that it does not overfit.
+        gen_tokens: False leaves gen-tokens out: the sum of the mem-tokens is then what the deep
+            side reads, and there is no wide side (SEMID: prefix-n-grams, summed).
         mem_tokens: False leaves the wide side out (gen-tokens only).
+
+    Raises:
+        ValueError: when an item would have no tokens at all.
     """
 
     num_levels: int
@@ -77,12 +83,22 @@ class HybridTokensConfig:
     item_dim: int
     hidden_dims: tuple[int, ...] = ()
     dropout: float = 0.0
+    gen_tokens: bool = True
     mem_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that something stands for an item."""
+        if not (self.gen_tokens or self.mem_tokens):
+            raise ValueError(
+                "model.item: gen_tokens and mem_tokens are both False, so nothing would stand for "
+                "an item; expected at least one of them to be True"
+            )
 
     @property
     def features(self) -> tuple[str, ...]:
         """Keys of the item KeyedJaggedTensor."""
-        return (GEN_TOKEN, MEM_TOKEN) if self.mem_tokens else (GEN_TOKEN,)
+        sides = ((GEN_TOKEN, self.gen_tokens), (MEM_TOKEN, self.mem_tokens))
+        return tuple(key for key, is_read in sides if is_read)
 
     def build(self) -> HybridTokens:
         """The module."""
@@ -94,24 +110,31 @@ class HybridTokens(nn.Module):
 
     Deep: the L gen-token embeddings side by side, dropout, MLP: what items share. Wide: the sum of
     the mem-token embeddings through one linear layer: what a combination of tokens means on its
-    own. The two sides are added, for the candidate and for history items alike.
+    own. The two sides are added, for the candidate and for history items alike. Without gen-tokens
+    the sum of the mem-tokens takes the deep side's place.
     """
 
     def __init__(self, config: HybridTokensConfig) -> None:
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.dropout)
-        self.deep = mlp(config.num_levels * config.table_dim, config.hidden_dims, config.item_dim)
+        self.gen_width = config.num_levels * config.table_dim
+        self.deep = mlp(
+            self.gen_width if config.gen_tokens else config.table_dim,
+            config.hidden_dims,
+            config.item_dim,
+        )
         self.wide = (
-            nn.Linear(config.table_dim, config.item_dim, bias=False) if config.mem_tokens else None
+            nn.Linear(config.table_dim, config.item_dim, bias=False)
+            if config.gen_tokens and config.mem_tokens
+            else None
         )
 
     def forward(self, items: dict[str, JaggedTensor]) -> Tensor:
         """One vector per distinct item (U, D)."""
-        gen_ULd = items[GEN_TOKEN].values()
-        item_UD = self.deep(
-            self.dropout(gen_ULd.view(-1, self.config.num_levels * self.config.table_dim))
-        )
+        if not self.config.gen_tokens:
+            return self.deep(self.dropout(sum_by_item(items[MEM_TOKEN])))
+        item_UD = self.deep(self.dropout(items[GEN_TOKEN].values().view(-1, self.gen_width)))
         if self.wide is not None:
             item_UD = item_UD + self.wide(sum_by_item(items[MEM_TOKEN]))
         return item_UD

@@ -96,6 +96,21 @@ def test_gen_only_reads_no_mem_tokens():
     assert config().features == (GEN_TOKEN, MEM_TOKEN)
 
 
+def test_mem_only_is_the_sum_of_the_mem_tokens_through_the_mlp():
+    module = config(gen_tokens=False).build()
+    mem = tokens()[MEM_TOKEN]
+    first, _, last = module.deep
+    hidden = (naive_sums(mem) @ first.weight.T + first.bias).clamp_min(0)
+    torch.testing.assert_close(module({MEM_TOKEN: mem}), hidden @ last.weight.T + last.bias)
+    assert module.config.features == (MEM_TOKEN,)
+    assert module.wide is None
+
+
+def test_an_item_without_any_token_is_refused():
+    with pytest.raises(ValueError, match="gen_tokens and mem_tokens are both False"):
+        config(gen_tokens=False, mem_tokens=False)
+
+
 def test_dropout_acts_on_the_deep_side_while_training_only():
     module = config(dropout=0.5).build()
     items = tokens()
