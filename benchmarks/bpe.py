@@ -25,7 +25,7 @@ import numpy as np
 import tokenizers
 import tyro
 from numpy.typing import NDArray
-from record import Record, compare_in_turn
+from record import Record, compare_in_turn, records_table, results_file, write_results
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from launch.tokenize import row_collisions
@@ -47,6 +47,7 @@ class Settings:
         rounds: runs of each side, in turn.
         peer: whom to compare with.
         json: result file.
+        write_note: leave a dated note under benchmarks/results.
     """
 
     num_items: int = 1_000_000
@@ -54,6 +55,7 @@ class Settings:
     rounds: int = 3
     peer: Literal["tokenizers", "none"] = "tokenizers"
     json: Path | None = None
+    write_note: bool = False
 
 
 def draw_codes(num_items: int, seed: int = 0) -> NDArray[np.int32]:
@@ -200,6 +202,26 @@ def main(settings: Settings) -> None:
         print(f"{record['benchmark']}: {record['ours']:.5g}{ratio} {record['target']} {holds}")
     if settings.json is not None:
         write_json(settings.json, records)
+    if settings.write_note:
+        theme = "bpe" if settings.peer == "tokenizers" else f"bpe_{settings.num_items // 10**6}m"
+        path = results_file(theme)
+        write_results(
+            path,
+            title=f"Mem-tokens (BPE over codes): {settings.num_items:,} items",
+            command=(
+                f"python benchmarks/bpe.py --num-items {settings.num_items} --num-merges "
+                f"{settings.num_merges} --rounds {settings.rounds} --peer {settings.peer} "
+                "--write-note"
+            ),
+            notes=(
+                "Ours runs in a process of its own, compiled beforehand, from codes in memory to "
+                "merges in memory. tokenizers trains on the same items as words of five "
+                "characters; the words are ready when its clock starts. Merges are compared one "
+                "by one, in order, in the first round."
+            ),
+            body=records_table(records),
+        )
+        print(path)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,24 @@ def compare_in_turn(
     )
 
 
+def records_table(records: Sequence[dict[str, Any]]) -> str:
+    """Records as a table in markdown, one a line; see :meth:`Record.to_dict`."""
+    lines = [
+        "| what | ours | peer | ratio (smallest, largest) | target |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for record in records:
+        low, high = record["spread"]
+        peer = f"{record['peer']:.5g} ({record['peer_name']})" if record["peer_name"] else ""
+        ratio = f"{record['ratio']:.3g} ({low:.3g}, {high:.3g})" if record["peer_name"] else ""
+        held = f"{record['target']}: {'holds' if record['holds'] else 'MISSED'}"
+        lines.append(
+            f"| {record['benchmark']} | {record['ours']:.5g} | {peer} | {ratio} | "
+            f"{held if record['target'] else ''} |"
+        )
+    return "\n".join(lines)
+
+
 def results_file(theme: str, folder: Path = RESULTS) -> Path:
     """Where today's results of a theme on this machine go."""
     machine = describe_machine()

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from record import Record, compare_in_turn
+from record import Record, compare_in_turn, records_table, results_file, write_results
 
 from tokenization import residual
 from tokenization.assignment import best_way
@@ -58,6 +58,7 @@ class Settings:
         disk_iterations: iterations of that fit.
         folder: where the embeddings on disk go; by default a temporary folder.
         json: result file.
+        write_note: leave a dated note under benchmarks/results.
     """
 
     num_items: int = 1_000_000
@@ -72,6 +73,7 @@ class Settings:
     disk_iterations: int = 2
     folder: Path | None = None
     json: Path | None = None
+    write_note: bool = False
 
 
 def draw(rng: np.random.Generator, centres: Embeddings, num_items: int) -> Embeddings:
@@ -284,6 +286,39 @@ def main(settings: Settings) -> None:
         )
     if settings.json is not None:
         write_json(settings.json, records)
+    if settings.write_note:
+        write_note(settings, records)
+
+
+def write_note(settings: Settings, records: list[dict[str, Any]]) -> None:
+    """Leave today's note; that of a fit from disk stands in a file of its own."""
+    disk = settings.disk_items is not None
+    options = (
+        f"--disk-items {settings.disk_items}"
+        if disk
+        else f"--num-items {settings.num_items} --rounds {settings.rounds}"
+    )
+    in_memory_notes = (
+        "All sides cluster the same embeddings level by level, in one process and in turn, with "
+        f"{torch.get_num_threads()} threads and the same number of Lloyd iterations; starting "
+        "centroids and the points of a sample are each side's own. Rows of fits/s compare medians "
+        "of the rounds (more is better), rows of distortion the exact residual walk over each "
+        f"side's codebooks on {DISTORTION_SAMPLE:,} items (less is better). "
+        "faiss.ResidualQuantizer is timed once."
+    )
+    disk_notes = (
+        "The fit runs in a process of its own; its peak is ru_maxrss, which holds the interpreter "
+        "and all libraries too, but not the pages of the file that the kernel caches."
+    )
+    path = results_file("rq_kmeans_disk" if disk else "rq_kmeans")
+    write_results(
+        path,
+        title="RQ-KMeans from disk" if disk else "RQ-KMeans against faiss",
+        command=f"python benchmarks/rq_kmeans.py {options} --write-note",
+        notes=disk_notes if disk else in_memory_notes,
+        body=records_table(records),
+    )
+    print(path)
 
 
 if __name__ == "__main__":
