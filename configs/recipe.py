@@ -9,8 +9,9 @@ from configs.datasets import Source
 from sharding.tables import TableSpec
 from trainer.experiment import Experiment
 from trainer.models.dlrm import DLRMConfig
-from trainer.models.ranking_model import RankingModelConfig, TowerConfig
+from trainer.models.ranking_model import RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
+from trainer.models.tower import TowerConfig
 from trainer.modules.hybrid_tokens import (
     GEN_TOKEN,
     ITEM_ID,

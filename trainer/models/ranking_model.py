@@ -17,16 +17,14 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.models.dlrm import DLRM, DLRMConfig
-from trainer.models.rankmixer import RankMixer, RankMixerConfig
 from trainer.models.sparse_arch import SparseArch
+from trainer.models.tower import Tower, TowerConfig
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import HybridTokensConfig, ItemIdConfig
 from trainer.modules.mlp import mlp
 from trainer.modules.target_attention import FeedbackSum, TargetAttention
 
 Precision = Literal["fp32", "bf16"]
-TowerConfig = DLRMConfig | RankMixerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,7 @@ class RankingNetwork(nn.Module):
         self.history = TargetAttention(config.item.item_dim, num_kinds=num_histories)
         self.feedback_sum = FeedbackSum(config.item.item_dim, num_kinds=num_histories)
         item_dim = config.item.item_dim
-        self.tower: DLRM | RankMixer = config.tower.build(
+        self.tower: Tower = config.tower.build(
             {
                 **pooled_dims,
                 "candidate": item_dim,
