@@ -59,7 +59,7 @@ def ranking_experiment(
 def token_encoder(source: Source, *, mem_tokens: bool) -> HybridTokensConfig:
     """An item is its tokens; widths make dense parameters agree with the ID model within 5 %."""
     return HybridTokensConfig(
-        num_levels=source.tokens.tokenizer.num_levels,
+        num_levels=source.tokens.num_levels,
         table_dim=ID_DIM,
         item_dim=ITEM_DIM,
         hidden_dims=(96,),
@@ -95,14 +95,11 @@ def item_tables(source: Source, item: ItemIdConfig | HybridTokensConfig) -> tupl
                 pooling="none",
             ),
         )
-    tokenizer, mem = source.tokens.tokenizer, source.tokens.mem
     tables = []
     if item.gen_tokens:
-        tables.append(
-            _token_table(GEN_TOKEN, tokenizer.num_levels * tokenizer.num_codes, item.table_dim)
-        )
+        tables.append(_token_table(GEN_TOKEN, source.tokens.gen_rows, item.table_dim))
     if item.mem_tokens:
-        tables.append(_token_table(MEM_TOKEN, mem.num_merges, item.table_dim))
+        tables.append(_token_table(MEM_TOKEN, source.tokens.mem_rows, item.table_dim))
     return tuple(tables)
 
 

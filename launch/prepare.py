@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from launch.embed import EmbedArgs, embed
-from launch.tokenize import TokenizeArgs, quality_tables, tokenize
+from launch.tokenize import TokenizeArgs, command, quality_tables, tokenize
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
 from trainer.run_inputs import load_tokens
@@ -43,15 +43,14 @@ def _tokenize(experiment: Experiment, config: TokensConfig, console: Console) ->
             soft_wrap=True,
         )
         embed(arguments)
-    tokenizer, mem = config.tokenizer, config.mem
-    console.print(
-        f"[dim]$ farewell tokenize --embeddings {config.embeddings} --out {config.folder} "
-        f"--tokenizer.num-levels {tokenizer.num_levels} "
-        f"--tokenizer.num-codes {tokenizer.num_codes} --mem.num-merges {mem.num_merges}[/dim]",
-        soft_wrap=True,
+    arguments = TokenizeArgs(
+        embeddings=config.embeddings,
+        out=config.folder,
+        tokenizer=config.tokenizer,
+        mem=config.mem,
+        collisions=config.collisions,
     )
-    _, quality = tokenize(
-        TokenizeArgs(embeddings=config.embeddings, out=config.folder, tokenizer=tokenizer, mem=mem)
-    )
+    console.print(f"[dim]$ {command(arguments)}[/dim]", soft_wrap=True)
+    _, quality = tokenize(arguments)
     for table in quality_tables(quality):
         console.print(table)

@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +34,11 @@ from launch.terminal import result_console
 from tokenization.artifact import TokenArtifact
 from tokenization.base import Embeddings
 from tokenization.collisions import Collisions
+from tokenization.combinations import MEM_KINDS, AnyMem
 from tokenization.drift import Drift, measure_drift
 from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.exposures import count_exposures
 from tokenization.mem_tokens import MemTokens
-from tokenization.ngrams import KGrams, PrefixNGrams
 from tokenization.pairs import ClickLog, mine_co_clicks, top_neighbours
 from tokenization.pipeline import fit_tokens
 from tokenization.quality import TokenQuality, measure_quality
@@ -46,13 +47,6 @@ from tokenization.rq_kmeans import RQKMeans
 from tokenization.tokenizers import CONFIGS, AnyTokenizer
 from tokenization.update import update_tokens
 from trainer.data.hashing import hash_buckets
-
-AnyMem = MemTokens | PrefixNGrams | KGrams
-"""Settings of any of the combinations of codes."""
-
-MEM_KINDS: dict[str, type[AnyMem]] = {
-    config.kind: config for config in (MemTokens, PrefixNGrams, KGrams)
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +100,26 @@ class TokenizeArgs:
     update: Path | None = None
     drift_from: Path | None = None
     json: Path | None = None
+
+
+def command(args: TokenizeArgs) -> str:
+    """The words that do the same on the command line."""
+    words = ["farewell", "tokenize", "--embeddings", str(args.embeddings), "--out", str(args.out)]
+    if args.embedding_column != "embedding":
+        words += ["--embedding-column", args.embedding_column]
+    for part, config in (("tokenizer", args.tokenizer), ("mem", args.mem)):
+        default = type(config)()
+        if config.kind not in (RQKMeans.kind, MemTokens.kind):
+            words += [f"--{part}", config.kind]
+        for entry in dataclasses.fields(config):
+            value = getattr(config, entry.name)
+            if value != getattr(default, entry.name):
+                values = value if isinstance(value, tuple) else (value,)
+                option = entry.name.replace("_", "-")
+                words += [f"--{part}.{option}", *map(str, values)]
+    if args.collisions != "keep":
+        words += ["--collisions", args.collisions]
+    return shlex.join(words)
 
 
 def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:

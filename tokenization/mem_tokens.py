@@ -19,6 +19,7 @@ between levels. The state is therefore flat: for each item and boundary the pair
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -52,6 +53,10 @@ class MemConfig(Protocol):
         """Most tokens."""
         ...
 
+    def max_tokens(self, *, num_levels: int, num_codes: int) -> int:
+        """Most tokens that codes of this shape can give: rows of the mem table, unhashed."""
+        ...
+
     def fit(
         self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
     ) -> Merges:
@@ -64,7 +69,8 @@ class MemTokens:
     """Settings of mem-tokens by byte-pair encoding.
 
     Args:
-        num_merges: most merges to make (the paper's largest vocabulary: 20 million).
+        num_merges: most merges to make (the paper's largest vocabulary: 20 million); 0 for an
+            artifact of gen-tokens alone.
         min_frequency: fewest items that must share a mem-token, at least 2.
         cover: which mem-tokens an item gets, `finest` or `tree`, see `Cover`.
     """
@@ -81,6 +87,23 @@ class MemTokens:
         check_at_least(self.min_frequency, 2, name="min_frequency")
         if self.cover not in ("finest", "tree"):
             raise ValueError(f"cover: expected 'finest' or 'tree', found {self.cover!r}")
+
+    def max_tokens(self, *, num_levels: int, num_codes: int) -> int:
+        """Most merges; fewer than `num_merges` where codes have fewer runs (and ways to make one).
+
+        Args:
+            num_levels: codes an item, L.
+            num_codes: codes a level, K.
+        """
+        return min(
+            self.num_merges,
+            sum(
+                (num_levels - length + 1)
+                * num_codes**length
+                * (math.comb(2 * length - 2, length - 1) // length)  # binary trees over the run
+                for length in range(2, num_levels + 1)
+            ),
+        )
 
     def fit(
         self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
@@ -118,6 +141,9 @@ class MemTokens:
 class Merges:
     """Merges in the order in which they were made; merge `i` makes mem-token `i`.
 
+    A merge of a gen row with itself, which no item can hold, stands for the single code
+    (`tokenization.ngrams` makes such where runs of length 1 are asked for).
+
     Args:
         left: symbol ids, int64 `(M,)`.
         right: symbol ids, int64 `(M,)`.
@@ -142,7 +168,7 @@ class Merges:
         Args:
             codes: int32 `(N, L)` in `[0, K)`.
             cover: `finest` lists an item's mem-tokens by level; `tree` by mem-token id;
-                `windows` by length, then by level.
+                `windows` by length, then by level. Single codes (see `Merges`) come first.
 
         Returns:
             values int64 in `[0, M)` and offsets int64 `(N + 1,)`: item `n` has
@@ -164,6 +190,11 @@ class Merges:
             tokens = windows(rows, keys[order], order, num_gen)
         else:
             tokens = segment(rows, hash_table(keys), num_gen, num_gen + len(self), cover == "tree")
+        single = self.left == self.right
+        if single.any():
+            token_of = np.full(num_gen, -1, dtype=np.int64)
+            token_of[self.left[single]] = np.flatnonzero(single)
+            tokens = np.concatenate([token_of[rows], tokens], axis=1)
         kept = tokens >= 0
         offsets = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(kept.sum(axis=1), out=offsets[1:])

@@ -7,7 +7,7 @@ place in an artifact and in the model (TRM Table 5 compares the three).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ class PrefixNGrams:
     Args:
         num_merges: most tokens; the most frequent prefixes are kept.
         min_frequency: fewest items that must share a prefix.
+        min_length: codes of the shortest prefix; 1 where no gen-tokens stand beside (SEMID), so
+            that the first code alone has a token too.
         max_length: codes of the longest prefix; None for all levels.
     """
 
@@ -32,11 +34,18 @@ class PrefixNGrams:
 
     num_merges: int = 20_000_000
     min_frequency: int = 2
+    min_length: Literal[1, 2] = 2
     max_length: int | None = None
 
     def __post_init__(self) -> None:
         """Check counts."""
-        _check(self.num_merges, self.min_frequency, self.max_length)
+        _check(self.num_merges, self.min_frequency, self.min_length, self.max_length)
+
+    def max_tokens(self, *, num_levels: int, num_codes: int) -> int:
+        """All prefixes of the lengths asked for, or `num_merges` where these are fewer."""
+        longest = min(self.max_length or num_levels, num_levels)
+        prefixes = sum(num_codes**length for length in range(self.min_length, longest + 1))
+        return min(self.num_merges, prefixes)
 
     def fit(
         self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
@@ -47,6 +56,7 @@ class PrefixNGrams:
             num_codes,
             check_weights(weights, len(codes)),
             num_starts=1,
+            min_length=self.min_length,
             max_length=self.max_length or codes.shape[1],
             num_merges=self.num_merges,
             min_frequency=self.min_frequency,
@@ -55,11 +65,12 @@ class PrefixNGrams:
 
 @dataclass(frozen=True, kw_only=True)
 class KGrams:
-    """Tokens of an item: every run of 2 to `max_length` neighbouring codes.
+    """Tokens of an item: every run of `min_length` to `max_length` neighbouring codes.
 
     Args:
         num_merges: most tokens; the most frequent runs are kept.
         min_frequency: fewest items that must share a run.
+        min_length: codes of the shortest run; 1 where no gen-tokens stand beside.
         max_length: codes of the longest run; 2 gives the bigrams.
     """
 
@@ -68,11 +79,21 @@ class KGrams:
 
     num_merges: int = 20_000_000
     min_frequency: int = 2
+    min_length: Literal[1, 2] = 2
     max_length: int = 2
 
     def __post_init__(self) -> None:
         """Check counts."""
-        _check(self.num_merges, self.min_frequency, self.max_length)
+        _check(self.num_merges, self.min_frequency, self.min_length, self.max_length)
+
+    def max_tokens(self, *, num_levels: int, num_codes: int) -> int:
+        """All runs of the lengths asked for, or `num_merges` where these are fewer."""
+        longest = min(self.max_length, num_levels)
+        runs = sum(
+            (num_levels - length + 1) * num_codes**length
+            for length in range(self.min_length, longest + 1)
+        )
+        return min(self.num_merges, runs)
 
     def fit(
         self, codes: Codes, *, num_codes: int, weights: NDArray[np.integer] | None = None
@@ -83,15 +104,18 @@ class KGrams:
             num_codes,
             check_weights(weights, len(codes)),
             num_starts=codes.shape[1],
+            min_length=self.min_length,
             max_length=self.max_length,
             num_merges=self.num_merges,
             min_frequency=self.min_frequency,
         )
 
 
-def _check(num_merges: int, min_frequency: int, max_length: int | None) -> None:
+def _check(num_merges: int, min_frequency: int, min_length: int, max_length: int | None) -> None:
     check_at_least(num_merges, 0, name="num_merges")
     check_at_least(min_frequency, 2, name="min_frequency")
+    if min_length not in (1, 2):
+        raise ValueError(f"min_length: expected 1 or 2, found {min_length}")
     if max_length is not None:
         check_at_least(max_length, 2, name="max_length")
 
@@ -102,6 +126,7 @@ def _fit(
     weights: NDArray[np.int64],
     *,
     num_starts: int,
+    min_length: int,
     max_length: int,
     num_merges: int,
     min_frequency: int,
@@ -117,6 +142,18 @@ def _fit(
     current_NL = rows_NL.copy()  # the symbol of the run that starts at each level, -1 for none
     made: list[NDArray[np.int64]] = []
     num_made = 0
+    if min_length == 1:
+        starts_NS = rows_NL[:, :num_starts]
+        count = np.bincount(starts_NS.reshape(-1), minlength=num_gen)
+        weight = np.bincount(
+            starts_NS.reshape(-1),
+            weights=np.repeat(weights, starts_NS.shape[1]),
+            minlength=num_gen,
+        )
+        order = np.lexsort((np.arange(num_gen), -weight))
+        kept = order[count[order] >= min_frequency][:num_merges]
+        made.append(np.stack([kept, kept, count[kept]]))
+        num_made = len(kept)
     for length in range(2, min(max_length, num_levels) + 1):
         left_NS = current_NL[:, : min(num_starts, num_levels - length + 1)]
         right_NS = rows_NL[:, length - 1 : length - 1 + left_NS.shape[1]]

@@ -75,7 +75,7 @@ def token_lengths(artifact: TokenArtifact) -> NDArray[np.int64]:
     lengths = [1] * num_gen
     pairs = zip(artifact.merges.left.tolist(), artifact.merges.right.tolist(), strict=True)
     for left, right in pairs:
-        lengths.append(lengths[left] + lengths[right])
+        lengths.append(1 if left == right else lengths[left] + lengths[right])
     return np.array(lengths[num_gen:], dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from tokenization.balanced_kmeans import BalancedRQKMeans, BalancedRQKMeansTokenizer
-from tokenization.base import SemanticTokenizer, TokenizerConfig
+from tokenization.base import SemanticTokenizer
 from tokenization.opmq import OPMQ, OPMQTokenizer
 from tokenization.opq import OPQ, OPQTokenizer
 from tokenization.rq_kmeans import RQKMeans, RQKMeansTokenizer
@@ -35,8 +35,8 @@ _FITTED: dict[str, type[SemanticTokenizer]] = {
 }
 
 
-def restore(settings: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> SemanticTokenizer:
-    """Return the fitted tokenizer of `settings` (see `base.describe`) and `tensors`.
+def tokenizer_config(settings: Mapping[str, Any]) -> AnyTokenizer:
+    """Return the config that `base.describe` turned into `settings`.
 
     Raises:
         ValueError: a kind that is not known here.
@@ -48,8 +48,17 @@ def restore(settings: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) ->
     values: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
     }
-    config: TokenizerConfig = CONFIGS[kind](**values)
-    return _FITTED[kind](config=config, tensors=tensors)
+    return CONFIGS[kind](**values)
+
+
+def restore(settings: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> SemanticTokenizer:
+    """Return the fitted tokenizer of `settings` (see `base.describe`) and `tensors`.
+
+    Raises:
+        ValueError: a kind that is not known here.
+    """
+    config = tokenizer_config(settings)
+    return _FITTED[config.kind](config=config, tensors=tensors)
 
 
 def load_tokenizer(path: Path) -> SemanticTokenizer:

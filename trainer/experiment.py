@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sharding.tables import TableSpec, check_tables
-from tokenization.mem_tokens import MemTokens
-from tokenization.rq_kmeans import RQKMeans
+from tokenization.collisions import Collisions
+from tokenization.combinations import AnyMem
+from tokenization.tokenizers import AnyTokenizer
 from trainer.data.schema import DatasetSchema, GlobalTimeSplit
 from trainer.models.ranking_model import RankingModelConfig, check_item_features
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
@@ -50,15 +51,32 @@ class TokensConfig:
         text_column: column of items.parquet that is encoded when `embeddings` is missing.
         embedding_column: list column of items.parquet that is taken instead of encoding texts.
         tokenizer: gen-tokens.
-        mem: mem-tokens.
+        mem: mem-tokens, or n-grams in their place; `MemTokens(num_merges=0)` makes none.
+        collisions: what becomes of items with equal codes; `extra_code` adds a level.
     """
 
     folder: Path
     embeddings: Path
     text_column: str = "text"
     embedding_column: str | None = None
-    tokenizer: RQKMeans
-    mem: MemTokens
+    tokenizer: AnyTokenizer
+    mem: AnyMem
+    collisions: Collisions = "keep"
+
+    @property
+    def num_levels(self) -> int:
+        """Gen-tokens of an item."""
+        return self.tokenizer.num_levels + (self.collisions == "extra_code")
+
+    @property
+    def gen_rows(self) -> int:
+        """Gen-tokens there are: one for each (level, code)."""
+        return self.num_levels * self.tokenizer.num_codes
+
+    @property
+    def mem_rows(self) -> int:
+        """Mem-tokens there are at most."""
+        return self.mem.max_tokens(num_levels=self.num_levels, num_codes=self.tokenizer.num_codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,23 +222,24 @@ class Experiment:
             return
         if self.tokenizer is None:
             raise ValueError("model.item reads tokens but tokenizer is None; name the tokens")
-        tokenizer, mem = self.tokenizer.tokenizer, self.tokenizer.mem
-        if item.num_levels != tokenizer.num_levels:
+        tokens = self.tokenizer
+        if item.num_levels != tokens.num_levels:
+            extra = " (one is the extra code of collisions)"
             raise ValueError(
                 f"model.item.num_levels is {item.num_levels} but the tokenizer has "
-                f"{tokenizer.num_levels} levels"
+                f"{tokens.num_levels} levels{extra if tokens.collisions == 'extra_code' else ''}"
             )
-        num_gen_tokens = tokenizer.num_levels * tokenizer.num_codes
-        if item.gen_tokens and self.item_tables[GEN_TOKEN].rows != num_gen_tokens:
+        if item.gen_tokens and self.item_tables[GEN_TOKEN].rows != tokens.gen_rows:
             raise ValueError(
                 f"table {self.item_tables[GEN_TOKEN].name!r}: rows is "
                 f"{self.item_tables[GEN_TOKEN].rows}, but the tokenizer has "
-                f"{tokenizer.num_levels} x {tokenizer.num_codes} = {num_gen_tokens} gen-tokens"
+                f"{tokens.num_levels} x {tokens.tokenizer.num_codes} = {tokens.gen_rows} "
+                "gen-tokens"
             )
-        if item.mem_tokens and self.item_tables[MEM_TOKEN].rows > mem.num_merges:
+        if item.mem_tokens and self.item_tables[MEM_TOKEN].rows > tokens.mem_rows:
             raise ValueError(
                 f"table {self.item_tables[MEM_TOKEN].name!r}: rows is "
-                f"{self.item_tables[MEM_TOKEN].rows}, but at most {mem.num_merges} mem-tokens are "
+                f"{self.item_tables[MEM_TOKEN].rows}, but at most {tokens.mem_rows} mem-tokens are "
                 "made; rows above that would never be trained"
             )
 

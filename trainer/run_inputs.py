@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from tokenization.artifact import TokenArtifact
+from tokenization.combinations import mem_config
+from tokenization.tokenizers import tokenizer_config
 from trainer.batch import Batch
 from trainer.data.batch_builder import BatchBuilder
 from trainer.data.dataset import Dataset
 from trainer.data.item_features import ItemFeatures, item_id_features, token_features
 from trainer.data.schema import RowRange
-from trainer.experiment import Experiment
+from trainer.experiment import Experiment, TokensConfig
 from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN, HybridTokensConfig
 
 FLOPS_BATCH = 4096
@@ -32,14 +34,26 @@ def load_tokens(experiment: Experiment) -> TokenArtifact | None:
     if config is None:
         return None
     artifact = TokenArtifact.load(config.folder)
-    found = (artifact.num_levels, artifact.num_codes)
-    expected = (config.tokenizer.num_levels, config.tokenizer.num_codes)
-    if found != expected:
-        raise ValueError(
-            f"{config.folder}: tokens of {found[0]} levels x {found[1]} codes, but the experiment "
-            f"wants {expected[0]} x {expected[1]}; run `farewell tokenize` into another folder"
-        )
+    _check_settings(config, artifact)
     return artifact
+
+
+def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
+    """Tokens made in another way than the experiment says would be trained on unnoticed."""
+    manifest = artifact.manifest
+    found = {
+        "tokenizer": tokenizer_config(manifest["tokenizer"]),
+        "mem": mem_config(manifest["mem"]),
+        "collisions": manifest.get("collisions", "keep"),
+    }
+    for name, made_with in found.items():
+        wanted = getattr(config, name)
+        if made_with != wanted:
+            raise ValueError(
+                f"{config.folder}: tokens were made with {name} {made_with}, but the experiment "
+                f"wants {wanted}; name another folder for them in tokenizer.folder, or make these "
+                "again with `farewell tokenize`"
+            )
 
 
 def item_features(
