@@ -251,8 +251,8 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all values."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """SHA-256 over all values but the name, which decides nothing that a run computes."""
+        text = json.dumps({**self.to_dict(), "name": None}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -158,13 +158,13 @@ def test_record_is_json_and_names_classes(hybrid):
     assert [table["name"] for table in record["tables"]] == [t.name for t in hybrid.tables]
 
 
-def test_fingerprint_is_equal_for_equal_values_and_changes_with_any(hybrid):
+def test_fingerprint_is_equal_for_equal_values_and_changes_with_any_but_the_name(hybrid):
     assert trm_rankmixer.smoke().fingerprint == trm_rankmixer.smoke().fingerprint
+    assert replace(hybrid, name="other").fingerprint == hybrid.fingerprint
     others = [
-        replace(hybrid, name="other"),
         replace(hybrid, train=replace(hybrid.train, seed=1)),
         replace(hybrid, optim=replace(hybrid.optim, sparse_lr=0.1)),
         replace(hybrid, tokenizer=replace(hybrid.tokenizer, mem=MemTokens(num_merges=1000))),
         with_table(hybrid, "user_id", optimizer="sgd"),
     ]
-    assert len({hybrid.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert len({hybrid.fingerprint, *(other.fingerprint for other in others)}) == 5
