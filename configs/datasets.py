@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tokenization.mem_tokens import MemTokens
 from tokenization.rq_kmeans import RQKMeans
@@ -31,6 +32,24 @@ class Source:
     residual_ids: tuple[str, ...]
     train: TrainConfig
     warmup_steps: int = 50
+
+
+def with_tokens(source: Source, name: str, **changes: Any) -> Source:
+    """The same log with tokens of another kind, in a folder of their own.
+
+    Args:
+        source: log and tokens to start from.
+        name: of the folder, beside that of the tokens to start from.
+        changes: fields of `TokensConfig`: `tokenizer`, `mem`, `collisions`, `alignment`.
+
+    Example::
+
+        tiger = with_tokens(
+            movielens1m(), "tokens_tiger", tokenizer=RQVAE(num_levels=4, num_codes=64)
+        )
+    """
+    folder = source.tokens.folder.with_name(name)
+    return replace(source, tokens=replace(source.tokens, folder=folder, **changes))
 
 
 def movielens1m() -> Source:

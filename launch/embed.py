@@ -11,6 +11,7 @@ alone instead: the item table of SASRec, as STORE does; items without clicks the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokenization.alignment import Alignment
 from tokenization.embedding_table import EmbeddingTable, read_items
-from tokenization.pairs import ClickLog, mine_co_clicks
+from tokenization.pairs import ClickLog
 from tokenization.sasrec import SASRec
 from tokenization.text_encoder import TextEncoder
 from trainer.data.pypi_source import minilm_folder
@@ -52,9 +53,12 @@ class EmbedArgs:
         align_positive: column of the log that is above 0 for a click; every row is one without it.
         align_share: of the log's rows that are read, from the first on; keep it at or below the
             share that models are trained on.
-        alignment: settings of the alignment head.
-        sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive` and
-            `align_share` say which of its rows count.
+        align_rows: most of the log's rows that are read, from the first on.
+        user_column: of the log.
+        item_column: of the log.
+        alignment: which items belong together, and the head.
+        sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive`,
+            `align_share` and `align_rows` say which of its rows count.
         sasrec: settings of SASRec.
     """
 
@@ -70,6 +74,9 @@ class EmbedArgs:
     align_log: Path | None = None
     align_positive: str | None = None
     align_share: float = 0.8
+    align_rows: int | None = None
+    user_column: str = "user_id"
+    item_column: str = "item_id"
     alignment: Alignment = field(default_factory=Alignment)
     sasrec_log: Path | None = None
     sasrec: SASRec = field(default_factory=SASRec)
@@ -83,18 +90,42 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
             holds no strings.
     """
     if args.sasrec_log is not None:
-        log = ClickLog(path=args.sasrec_log, positive=args.align_positive, share=args.align_share)
+        log = _clicks(args, args.sasrec_log)
         table = _of_catalogue(args, args.sasrec.fit(log))
+        made = {"sasrec": dataclasses.asdict(args.sasrec), "log_rows": log.num_rows}
+        table = dataclasses.replace(table, made=made)
     elif args.embedding_column is not None:
         table = EmbeddingTable.load(args.items, column=args.embedding_column)
+        if not table.made:
+            table = dataclasses.replace(table, made={"embedding_column": args.embedding_column})
     else:
         table = _encode_texts(args)
     if args.align_log is not None:
-        log = ClickLog(path=args.align_log, positive=args.align_positive, share=args.align_share)
-        head = args.alignment.fit(table.item_ids, table.embeddings, mine_co_clicks(log))
-        table = EmbeddingTable(item_ids=table.item_ids, embeddings=head.encode(table.embeddings))
+        log = _clicks(args, args.align_log)
+        head = args.alignment.fit(table.item_ids, table.embeddings, args.alignment.mine(log))
+        table = EmbeddingTable(
+            item_ids=table.item_ids,
+            embeddings=head.encode(table.embeddings),
+            made={
+                **table.made,
+                "alignment": dataclasses.asdict(args.alignment),
+                "positive": args.align_positive,
+                "log_rows": log.num_rows,
+            },
+        )
     table.save(args.out)
     return table
+
+
+def _clicks(args: EmbedArgs, path: Path) -> ClickLog:
+    return ClickLog(
+        path=path,
+        user=args.user_column,
+        item=args.item_column,
+        positive=args.align_positive,
+        share=args.align_share,
+        rows=args.align_rows,
+    )
 
 
 def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
@@ -146,7 +177,9 @@ def _encode_texts(args: EmbedArgs) -> EmbeddingTable:
             tables.append(EmbeddingTable.load(path))
     shutil.rmtree(parts)
     return EmbeddingTable(
-        item_ids=item_ids, embeddings=np.concatenate([table.embeddings for table in tables])
+        item_ids=item_ids,
+        embeddings=np.concatenate([table.embeddings for table in tables]),
+        made={"encoder": args.encoder, "text_column": args.text_column},
     )
 
 

@@ -2,55 +2,96 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from launch.embed import EmbedArgs, embed
 from launch.tokenize import TokenizeArgs, command, quality_tables, tokenize
+from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
 from trainer.run_inputs import load_tokens
 
 
 def prepare(experiment: Experiment, console: Console) -> None:
-    """Check the data folder; embed and tokenize its items when the tokens are not there yet.
+    """Check the data folder; embed, align and tokenize its items when tokens are not there yet.
 
     Raises:
         ValueError: when the data folder does not fit its schema, or tokens that are there were
             made with other settings.
     """
-    Dataset.open(experiment.data.folder, experiment.data.schema)
+    dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
     config = experiment.tokenizer
     if config is not None and not config.folder.exists():
-        _tokenize(experiment, config, console)
+        if not config.embeddings.exists():
+            _embed(experiment, config, console)
+        embeddings = config.embeddings
+        if config.alignment is not None:
+            embeddings = config.aligned_embeddings
+            if not embeddings.exists():
+                _align(experiment, config, config.alignment, dataset, console)
+        _tokenize(config, embeddings, console)
     load_tokens(experiment)
 
 
-def _tokenize(experiment: Experiment, config: TokensConfig, console: Console) -> None:
-    if not config.embeddings.exists():
-        items = experiment.data.folder / "items.parquet"
-        if config.embedding_column is not None:
-            arguments = EmbedArgs(
-                items=items, out=config.embeddings, embedding_column=config.embedding_column
-            )
-            shown = f"--embedding-column {config.embedding_column}"
-        else:
-            arguments = EmbedArgs(
-                items=items, out=config.embeddings, text_column=config.text_column
-            )
-            shown = f"--text-column {config.text_column}"
-        console.print(
-            f"[dim]$ farewell embed --items {items} {shown} --out {config.embeddings}[/dim]",
-            soft_wrap=True,
+def _embed(experiment: Experiment, config: TokensConfig, console: Console) -> None:
+    items = experiment.data.folder / "items.parquet"
+    if config.embedding_column is not None:
+        arguments = EmbedArgs(
+            items=items, out=config.embeddings, embedding_column=config.embedding_column
         )
-        embed(arguments)
+        shown = f"--embedding-column {config.embedding_column}"
+    else:
+        arguments = EmbedArgs(items=items, out=config.embeddings, text_column=config.text_column)
+        shown = f"--text-column {config.text_column}"
+    _show(f"farewell embed --items {items} {shown} --out {config.embeddings}", console)
+    embed(arguments)
+
+
+def _align(
+    experiment: Experiment,
+    config: TokensConfig,
+    alignment: Alignment,
+    dataset: Dataset,
+    console: Console,
+) -> None:
+    """Align with the co-clicks of the training rows alone."""
+    schema = experiment.data.schema
+    arguments = EmbedArgs(
+        items=config.embeddings,
+        embedding_column="embedding",
+        out=config.aligned_embeddings,
+        align_log=experiment.data.folder / "interactions",
+        align_positive=schema.labels[0],
+        align_share=1.0,
+        align_rows=dataset.split(experiment.data.split).train.stop,
+        user_column=schema.user,
+        item_column=schema.item,
+        alignment=alignment,
+    )
+    _show(
+        f"farewell embed --items {arguments.items} --embedding-column embedding "
+        f"--align-log {arguments.align_log} --align-positive {arguments.align_positive} "
+        f"--align-share 1 --align-rows {arguments.align_rows} --out {arguments.out}",
+        console,
+    )
+    embed(arguments)
+
+
+def _tokenize(config: TokensConfig, embeddings: Path, console: Console) -> None:
     arguments = TokenizeArgs(
-        embeddings=config.embeddings,
+        embeddings=embeddings,
         out=config.folder,
         tokenizer=config.tokenizer,
         mem=config.mem,
         collisions=config.collisions,
     )
-    console.print(f"[dim]$ {command(arguments)}[/dim]", soft_wrap=True)
+    _show(command(arguments), console)
     _, quality = tokenize(arguments)
     for table in quality_tables(quality):
         console.print(table)
+
+
+def _show(words: str, console: Console) -> None:
+    console.print(f"[dim]$ {words}[/dim]", soft_wrap=True)

@@ -185,6 +185,7 @@ def _fit(args: TokenizeArgs, table: EmbeddingTable) -> TokenArtifact:
         mem=args.mem,
         weights=weights,
         collisions=args.collisions,
+        made=table.made,
     )
 
 

@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from tokenization.autoencoder import Standardizer, blocks
 from tokenization.base import Embeddings, check_at_least, check_embeddings
 from tokenization.contrastive import contrastive_loss
-from tokenization.pairs import Pairs
+from tokenization.pairs import ClickLog, Pairs, mine_co_clicks, only_best
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """Settings of the alignment head.
+    """Settings of the alignment: which items belong together, and the head that learns it.
 
     Args:
+        window: clicks of a user within which two items belong together.
+        min_count: how often they must.
+        num_best: pairs in which one is among the other's so many best; None for all.
         hidden: width of the head's hidden layer.
         out_dim: dimensions of the aligned embeddings; None for those of the encoder.
         temperature: tau of Eq. 3.
@@ -44,6 +47,9 @@ class Alignment:
         seed: of weights, dropout and order.
     """
 
+    window: int = 5
+    min_count: int = 2
+    num_best: int | None = 20
     hidden: int = 1024
     out_dim: int | None = None
     temperature: float = 0.07
@@ -56,14 +62,25 @@ class Alignment:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("hidden", "num_epochs", "batch_size"):
+        for name in ("window", "min_count", "hidden", "num_epochs", "batch_size"):
             check_at_least(getattr(self, name), 1, name=name)
+        if self.num_best is not None:
+            check_at_least(self.num_best, 1, name="num_best")
         check_at_least(self.batch_size, 2, name="batch_size")
         if self.temperature <= 0 or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"temperature and dropout: expected above 0 and in [0, 1), found "
                 f"{self.temperature} and {self.dropout}"
             )
+
+    def mine(self, log: ClickLog) -> Pairs:
+        """Return the pairs of a log that the head is to be trained on.
+
+        Raises:
+            ValueError: see `mine_co_clicks`.
+        """
+        pairs = mine_co_clicks(log, window=self.window, min_count=self.min_count)
+        return pairs if self.num_best is None else only_best(pairs, self.num_best)
 
     def fit(
         self, item_ids: NDArray[np.integer], embeddings: NDArray[np.floating], pairs: Pairs

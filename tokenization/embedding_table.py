@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 from tokenization.base import Embeddings, check_embeddings
 
+_MADE = "farewell"  # key of the file's metadata
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddingTable:
@@ -22,10 +27,12 @@ class EmbeddingTable:
     Args:
         item_ids: int64 `(N,)`.
         embeddings: float32 `(N, D)`.
+        made: how they were made, as JSON values; kept in the file's metadata.
     """
 
     item_ids: NDArray[np.int64]
     embeddings: Embeddings
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write `item_id` int64 and `embedding` list<float32>, whole or not at all."""
@@ -39,7 +46,7 @@ class EmbeddingTable:
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
                 "embedding": lists.cast(pa.list_(pa.float32())),
             }
-        )
+        ).replace_schema_metadata({_MADE: json.dumps(dict(self.made))})
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         pq.write_table(table, partial)
         partial.replace(path)
@@ -78,7 +85,15 @@ class EmbeddingTable:
         embeddings = check_embeddings(
             values.to_numpy().reshape(table.num_rows, lengths[0]), name=f"{path}, column {column}"
         )
-        return cls(item_ids=table["item_id"].to_numpy().astype(np.int64), embeddings=embeddings)
+        ids = table["item_id"].to_numpy().astype(np.int64)
+        return cls(item_ids=ids, embeddings=embeddings, made=read_made(path))
+
+
+def read_made(path: Path) -> dict[str, Any]:
+    """How the embeddings of a file were made; empty where `EmbeddingTable` did not write it."""
+    metadata = pq.read_schema(path).metadata or {}
+    made: dict[str, Any] = json.loads(metadata.get(_MADE.encode(), b"{}"))
+    return made
 
 
 def read_items(path: Path, column: str) -> pa.Table:

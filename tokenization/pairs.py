@@ -37,6 +37,7 @@ class ClickLog:
         query: column of query ids, for query-item pairs.
         share: of the rows, from the first on, that are read; below 1 where the rest is kept for
             evaluation.
+        rows: most rows that are read, from the first on; None for all of `share`.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class ClickLog:
     positive: str | None = None
     query: str | None = None
     share: float = 1.0
+    rows: int | None = None
 
     def open(self) -> ds.Dataset:
         """Open the log.
@@ -54,6 +56,8 @@ class ClickLog:
         """
         if not 0 < self.share <= 1:
             raise ValueError(f"log share: expected above 0 and at most 1, found {self.share}")
+        if self.rows is not None:
+            check_at_least(self.rows, 1, name="log rows")
         parts = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not parts or not parts[0].exists():
             raise ValueError(f"{self.path}: expected a parquet file, or a folder of them")
@@ -71,10 +75,16 @@ class ClickLog:
         names = (self.user, self.item, self.positive, self.query)
         return [name for name in names if name is not None]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that are read, clicks or not."""
+        total = self.open().count_rows()
+        return min(int(total * self.share), total if self.rows is None else self.rows)
+
     def clicks(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the columns of positive rows, block by block."""
         log = self.open()
-        left = int(log.count_rows() * self.share)
+        left = self.num_rows
         for batch in log.to_batches(columns=self.columns, batch_size=1 << 20):
             batch = batch.slice(0, left)
             left -= len(batch)
@@ -108,6 +118,15 @@ class Pairs:
         """Number of pairs, P."""
         return len(self.left)
 
+    def take(self, kept: NDArray[np.bool_]) -> Pairs:
+        """Return some of the pairs."""
+        return Pairs(
+            left=self.left[kept],
+            right=self.right[kept],
+            count=self.count[kept],
+            score=self.score[kept],
+        )
+
 
 def mine_co_clicks(
     log: ClickLog, *, window: int = 5, min_count: int = 2, max_pairs: int = 2_000_000
@@ -129,7 +148,7 @@ def mine_co_clicks(
     """
     for name, value in (("window", window), ("min_count", min_count), ("max_pairs", max_pairs)):
         check_at_least(value, 1, name=name)
-    num_groups = -(-int(log.open().count_rows() * log.share) // _GROUP_ROWS)
+    num_groups = -(-log.num_rows // _GROUP_ROWS)
     keys = np.zeros(0, dtype=np.int64)
     counts = np.zeros(0, dtype=np.int64)
     items, clicks = _count_items(log)
@@ -216,6 +235,17 @@ def _pairs_in_windows(
         found, times = np.unique(low * num_items + high, return_counts=True)
         keys, counts = _merge(np.concatenate([keys, found]), np.concatenate([counts, times]))
     return keys, counts
+
+
+def only_best(pairs: Pairs, num_best: int) -> Pairs:
+    """Return the pairs in which one is among the other's `num_best` best."""
+    item_ids = np.unique(np.concatenate([pairs.left, pairs.right]))
+    best = top_neighbours(pairs, item_ids, num_best)
+    rows, places = np.nonzero(best >= 0)
+    ends = np.sort(np.stack([rows, best[rows, places]]), axis=0)
+    wanted = np.unique(ends[0] * len(item_ids) + ends[1])
+    sides = np.sort(np.searchsorted(item_ids, np.stack([pairs.left, pairs.right])), axis=0)
+    return pairs.take(np.isin(sides[0] * len(item_ids) + sides[1], wanted))
 
 
 def top_neighbours(

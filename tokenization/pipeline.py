@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import faiss
 import numba
@@ -31,6 +33,7 @@ def fit_tokens(
     mem: MemConfig,
     weights: NDArray[np.integer] | None = None,
     collisions: Collisions = "keep",
+    made: Mapping[str, Any] | None = None,
 ) -> TokenArtifact:
     """Fit gen-tokens and mem-tokens and return every item's (TRM section 3.2).
 
@@ -41,6 +44,7 @@ def fit_tokens(
         mem: settings of the mem-tokens, or of n-grams in their place.
         weights: one integer `(N,)` an item for the mem-tokens' frequencies, e.g. exposures.
         collisions: what becomes of items with equal codes, see `tokenization.collisions`.
+        made: how the embeddings were made, for the manifest.
 
     Raises:
         ValueError: ids and embeddings that do not match, or what `fit` of either part refuses.
@@ -76,6 +80,7 @@ def fit_tokens(
             "version": 1,
             "tokenizer": describe(tokenizer),
             "collisions": collisions,
+            "embeddings": dict(made or {}),
             "mem": {
                 "kind": mem.kind,
                 **dataclasses.asdict(mem),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sharding.tables import TableSpec, check_tables
+from tokenization.alignment import Alignment
 from tokenization.collisions import Collisions
 from tokenization.combinations import AnyMem
 from tokenization.tokenizers import AnyTokenizer
@@ -53,6 +54,8 @@ class TokensConfig:
         tokenizer: gen-tokens.
         mem: mem-tokens, or n-grams in their place; `MemTokens(num_merges=0)` makes none.
         collisions: what becomes of items with equal codes; `extra_code` adds a level.
+        alignment: align the embeddings with co-clicks before tokens are fitted: those of the
+            training rows alone, by the first label; None takes the embeddings as they are.
     """
 
     folder: Path
@@ -62,6 +65,13 @@ class TokensConfig:
     tokenizer: AnyTokenizer
     mem: AnyMem
     collisions: Collisions = "keep"
+    alignment: Alignment | None = None
+
+    @property
+    def aligned_embeddings(self) -> Path:
+        """Where the aligned embeddings go: beside `embeddings`, a file for each setting."""
+        digest = hashlib.sha256(repr(self.alignment).encode()).hexdigest()[:8]
+        return self.embeddings.with_name(f"{self.embeddings.stem}_aligned_{digest}.parquet")
 
     @property
     def num_levels(self) -> int:

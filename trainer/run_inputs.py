@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from tokenization.artifact import TokenArtifact
 from tokenization.combinations import mem_config
+from tokenization.embedding_table import read_made
 from tokenization.tokenizers import tokenizer_config
 from trainer.batch import Batch
 from trainer.data.batch_builder import BatchBuilder
@@ -35,25 +38,42 @@ def load_tokens(experiment: Experiment) -> TokenArtifact | None:
         return None
     artifact = TokenArtifact.load(config.folder)
     _check_settings(config, artifact)
+    known_rows = artifact.manifest.get("embeddings", {}).get("log_rows", 0)
+    if known_rows:
+        dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
+        train_rows = dataset.split(experiment.data.split).train.stop
+        if known_rows > train_rows:
+            raise ValueError(
+                f"{config.folder}: its embeddings were made with the first {known_rows} rows of "
+                f"the log, but the experiment trains on {train_rows}, so it would be evaluated on "
+                "rows that its tokens know; name another folder for tokens and embeddings"
+            )
     return artifact
 
 
 def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
     """Tokens made in another way than the experiment says would be trained on unnoticed."""
     manifest = artifact.manifest
-    found = {
-        "tokenizer": tokenizer_config(manifest["tokenizer"]),
-        "mem": mem_config(manifest["mem"]),
-        "collisions": manifest.get("collisions", "keep"),
+    settings = {
+        "tokenizer": (tokenizer_config(manifest["tokenizer"]), config.tokenizer),
+        "mem": (mem_config(manifest["mem"]), config.mem),
+        "collisions": (manifest.get("collisions", "keep"), config.collisions),
+        "alignment": (manifest.get("embeddings", {}).get("alignment"), _alignment(config)),
     }
-    for name, made_with in found.items():
-        wanted = getattr(config, name)
+    for name, (made_with, wanted) in settings.items():
         if made_with != wanted:
             raise ValueError(
                 f"{config.folder}: tokens were made with {name} {made_with}, but the experiment "
                 f"wants {wanted}; name another folder for them in tokenizer.folder, or make these "
                 "again with `farewell tokenize`"
             )
+
+
+def _alignment(config: TokensConfig) -> Any:
+    """Settings of the alignment as a manifest has them; embeddings may have been aligned before."""
+    if config.alignment is not None:
+        return json.loads(json.dumps(asdict(config.alignment)))
+    return read_made(config.embeddings).get("alignment") if config.embeddings.exists() else None
 
 
 def item_features(
