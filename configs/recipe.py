@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from configs.datasets import Source
-from sharding.tables import TableSpec
+from sharding.managed_ids import ManagedIds
+from sharding.tables import TableRole, TableSpec
 from trainer.experiment import Experiment
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModelConfig
@@ -27,6 +27,7 @@ ITEM_DIM = 48
 ID_DROPOUT = 0.5
 RANKMIXER = RankMixerConfig(num_tokens=8, dim=64, num_layers=2, expansion=2.0)
 DLRM_MLP = DLRMConfig(hidden_dims=(256, 128))
+MANAGED = ManagedIds(policy="distance_lfu", eviction_interval=10)
 OPTIM = OptimConfig(dense_lr=2e-3, sparse_lr=0.05, warmup_steps=50, decay="linear")
 
 
@@ -36,6 +37,7 @@ def ranking_experiment(
     *,
     item: ItemIdConfig | HybridTokensConfig,
     tower: TowerConfig,
+    id_rows: int | None = None,
 ) -> Experiment:
     """One experiment; ID and token models differ in `item` and its tables alone.
 
@@ -44,11 +46,12 @@ def ranking_experiment(
         source: data set and token settings.
         item: what stands for an item.
         tower: interaction architecture.
+        id_rows: rows of the table of item IDs; None for one an item.
     """
     return Experiment(
         name=name,
         data=source.data,
-        tables=(*feature_tables(source), *item_tables(source, item)),
+        tables=(*feature_tables(source), *item_tables(source, item, id_rows)),
         tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
         model=RankingModelConfig(item=item, tower=tower, id_dropout=ID_DROPOUT),
         optim=replace(OPTIM, warmup_steps=source.warmup_steps),
@@ -82,26 +85,39 @@ def feature_tables(source: Source) -> tuple[TableSpec, ...]:
     )
 
 
-def item_tables(source: Source, item: ItemIdConfig | HybridTokensConfig) -> tuple[TableSpec, ...]:
-    """The tables that hold what stands for an item."""
+def item_tables(
+    source: Source, item: ItemIdConfig | HybridTokensConfig, id_rows: int | None = None
+) -> tuple[TableSpec, ...]:
+    """The tables that hold what stands for an item.
+
+    Args:
+        source: data set and token settings.
+        item: what stands for an item.
+        id_rows: rows of the table of item IDs; None for one an item.
+    """
+    rows = id_rows or source.num_items
     if isinstance(item, ItemIdConfig):
-        return (
-            TableSpec(
-                name=ITEM_ID,
-                rows=source.num_items,
-                dim=item.table_dim,
-                features=(ITEM_ID,),
-                role="item_id",
-                pooling="none",
-            ),
-        )
+        managed = MANAGED if item.rows == "managed" else None
+        return (_item_table(ITEM_ID, "item_id", rows, item.table_dim, managed),)
     tables = []
     if item.gen_tokens:
-        tables.append(_token_table(GEN_TOKEN, source.tokens.gen_rows, item.table_dim))
+        tables.append(_item_table(GEN_TOKEN, "gen_token", source.tokens.gen_rows, item.table_dim))
     if item.mem_tokens:
-        tables.append(_token_table(MEM_TOKEN, source.tokens.mem_rows, item.table_dim))
+        tables.append(_item_table(MEM_TOKEN, "mem_token", source.tokens.mem_rows, item.table_dim))
+    if item.residual_id_dim is not None:
+        tables.append(_item_table(ITEM_ID, "residual_id", rows, item.residual_id_dim))
     return tuple(tables)
 
 
-def _token_table(name: Literal["gen_token", "mem_token"], rows: int, dim: int) -> TableSpec:
-    return TableSpec(name=name, rows=rows, dim=dim, features=(name,), role=name, pooling="none")
+def _item_table(
+    name: str, role: TableRole, rows: int, dim: int, managed: ManagedIds | None = None
+) -> TableSpec:
+    return TableSpec(
+        name=name,
+        rows=rows,
+        dim=dim,
+        features=(name,),
+        role=role,
+        pooling="none",
+        managed=managed,
+    )

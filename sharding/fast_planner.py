@@ -29,11 +29,19 @@ from torchrec.distributed.types import (
 from sharding.estimates import PERF_PARTS, Candidate, Estimator
 from sharding.search import Search
 from sharding.shards import Array
-from sharding.tables import TableSpec, check_device, check_tables
+from sharding.tables import TableSpec, check_device, check_managed_rows, check_tables
 
 POOLED_PATH = "sparse.pooled"
 SEQUENCE_PATH = "sparse.items"
-"""Where the trainer's model keeps pooled tables (EBC) and sequence tables (EC)."""
+MANAGED_PATH = "sparse.managed"
+"""Where the trainer's model keeps pooled tables (EBC), sequence tables (EC) and managed ones."""
+
+
+def module_path(table: TableSpec) -> str:
+    """Where the trainer's model keeps this table."""
+    if table.managed is not None:
+        return MANAGED_PATH
+    return SEQUENCE_PATH if table.pooling == "none" else POOLED_PATH
 
 
 class NoPlanError(ValueError):
@@ -100,8 +108,7 @@ class FastPlan:
         ]
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
         for plan in self.tables:
-            path = SEQUENCE_PATH if plan.table.pooling == "none" else POOLED_PATH
-            module = modules.setdefault(path, EmbeddingModuleShardingPlan())
+            module = modules.setdefault(module_path(plan.table), EmbeddingModuleShardingPlan())
             module[plan.table.name] = _parameter_sharding(plan, places)
         return ShardingPlan(dict(modules))
 
@@ -151,6 +158,7 @@ def plan_tables(
     """
     check_tables(tables)
     check_device(tables, topology.compute_device)
+    check_managed_rows(tables, topology.world_size)
     estimator = Estimator(
         tables, topology=topology, batch_size=batch_size, min_partition=min_partition
     )

@@ -20,8 +20,8 @@ from torchrec.distributed.types import (
     ShardingType,
 )
 
-from sharding.fast_planner import POOLED_PATH, SEQUENCE_PATH
-from sharding.sharders import compute_kernels, sharders
+from sharding.fast_planner import module_path
+from sharding.sharders import sharder_of
 from sharding.tables import TableSpec
 
 _CHECKED_FIELDS = ("rows", "dim", "dtype", "optimizer")
@@ -112,18 +112,18 @@ def _check(
                 f"table {table.name!r}: the plan is for {field} {value!r}, the model has "
                 f"{getattr(table, field)!r}"
             )
-    expected_path = SEQUENCE_PATH if table.pooling == "none" else POOLED_PATH
+    expected_path = module_path(table)
     if path != expected_path:
         raise PlanMismatchError(
             f"table {table.name!r}: the plan has it in {path!r}, the model in {expected_path!r}"
         )
     kind, kernel = entry["sharding_type"], entry["compute_kernel"]
-    sharder = sharders()[1 if table.pooling == "none" else 0]
+    sharder = sharder_of(table)
     if kind not in sharder.sharding_types(device):
         raise PlanMismatchError(
             f"table {table.name!r}: the plan shards it {kind}, which does not run on {device}"
         )
-    if kernel not in compute_kernels(kind, device):
+    if kernel not in sharder.compute_kernels(kind, device):
         raise PlanMismatchError(
             f"table {table.name!r}: the plan's kernel {kernel!r} does not run {kind} on {device}"
         )

@@ -11,7 +11,12 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
-from sharding.tables import TableSpec, check_device, planner_constraints
+from sharding.tables import (
+    TableSpec,
+    check_device,
+    check_managed_rows,
+    planner_constraints,
+)
 
 
 class PlanDoesNotFitError(ValueError):
@@ -33,6 +38,9 @@ def plan_on_ranks(
 ) -> ShardingPlan:
     """Plan where each shard of each table goes; every rank gets rank 0's plan.
 
+    TorchRec's estimate leaves out the maps of managed tables (`TableSpec.num_state_bytes` has
+    them, and so has the dry run).
+
     Args:
         model: holds the tables on the meta device, optimizers attached.
         tables: the tables' specs.
@@ -50,6 +58,7 @@ def plan_on_ranks(
         ValueError: when a table asks for what the device does not have.
     """
     check_device(tables, compute_device)
+    check_managed_rows(tables, world_size)
     topology = Topology(
         world_size=world_size,
         local_world_size=local_world_size,
@@ -61,7 +70,11 @@ def plan_on_ranks(
         # Nothing to split: splitting by rows would still bucketize every batch, and replicating
         # would make every weight a dense parameter. The planner's estimates see neither.
         tables = [
-            replace(table, sharding_types=table.sharding_types or (ShardingType.TABLE_WISE.value,))
+            table
+            if table.managed is not None
+            else replace(
+                table, sharding_types=table.sharding_types or (ShardingType.TABLE_WISE.value,)
+            )
             for table in tables
         ]
     planner = EmbeddingShardingPlanner(

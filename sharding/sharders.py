@@ -10,6 +10,9 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
+from sharding.managed_sharder import ManagedSharder
+from sharding.tables import TableSpec
+
 
 def compute_kernels(sharding_type: str, device_type: str) -> list[str]:
     """TorchRec kernels for one sharding type on this device.
@@ -65,8 +68,17 @@ class SequenceSharder(EmbeddingCollectionSharder):
 
 
 def sharders(fused_params: dict[str, Any] | None = None) -> list[ModuleSharder[nn.Module]]:
-    """Sharders of pooled and sequence tables; `fused_params` go to the TBE kernels."""
+    """Sharders of pooled, sequence and managed tables; `fused_params` go to the TBE kernels."""
     return [
         BagSharder(fused_params=dict(fused_params or {})),
         SequenceSharder(fused_params=dict(fused_params or {})),
+        ManagedSharder(SequenceSharder(fused_params=dict(fused_params or {}))),
     ]
+
+
+def sharder_of(table: TableSpec) -> ModuleSharder[nn.Module]:
+    """The sharder that a table is sharded by."""
+    pooled, sequence, managed = sharders()
+    if table.managed is not None:
+        return managed
+    return sequence if table.pooling == "none" else pooled

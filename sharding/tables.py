@@ -20,6 +20,8 @@ from torchrec.modules.embedding_configs import (
 from torchrec.optim.optimizers import PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from sharding.managed_ids import ManagedIds
+
 TableRole = Literal["item_id", "gen_token", "mem_token", "residual_id", "side"]
 """What the rows stand for. `residual_id`: users, queries and every other ID that stays."""
 
@@ -55,6 +57,8 @@ _ROWS_SPLIT = ("row_wise", "table_row_wise", "grid_shard")
 """TorchRec 1.8 divides the sums of mean-pooled tables that are split by rows in a step of its own,
 which takes the wrong lengths beside tables sharded in other ways, and always under grid sharding:
 results are wrong without an error."""
+_MANAGED_TYPES, _MANAGED_KERNELS = ("row_wise",), ("fused",)
+"""TorchRec splits managed tables by rows only, and their rows are reset in the TBE's own memory."""
 _CPU_DTYPES = ("fp32", "fp16")
 _CPU_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
@@ -85,6 +89,8 @@ class TableSpec:
             a fifth.
         pooling_factors: ids of each feature per impression, on average; None for one.
         init_std: standard deviation of the initial weights.
+        managed: rows are given to ids of any size while training, and taken back; None when ids
+            are rows. Managed tables are row-wise, in device memory, with `pooling="none"`.
     """
 
     name: str
@@ -100,6 +106,7 @@ class TableSpec:
     cache_load_factor: float | None = None
     pooling_factors: tuple[float, ...] | None = None
     init_std: float = 0.01
+    managed: ManagedIds | None = None
 
     def __post_init__(self) -> None:
         """Check the table on its own.
@@ -146,6 +153,35 @@ class TableSpec:
                 "'sum', or take them out of sharding_types"
             )
         self._check_placement()
+        if self.managed is not None:
+            self._check_managed()
+
+    def _check_managed(self) -> None:
+        if self.pooling != "none":
+            raise ValueError(
+                f"table {self.name!r}: managed is set and pooling is {self.pooling!r}; only "
+                "sequence tables (pooling 'none') are managed"
+            )
+        if self.dtype == "int8":
+            raise ValueError(
+                f"table {self.name!r}: managed is set and dtype is 'int8', whose rows can't be "
+                "reset one by one; expected fp32, fp16 or bf16"
+            )
+        if self.cache_load_factor is not None:
+            raise ValueError(
+                f"table {self.name!r}: managed is set, so rows lie in device memory and "
+                "cache_load_factor would have no effect; leave it None"
+            )
+        for field, allowed in (
+            ("sharding_types", _MANAGED_TYPES),
+            ("kernels", _MANAGED_KERNELS),
+        ):
+            value = getattr(self, field)
+            if value is not None and tuple(value) != allowed:
+                raise ValueError(
+                    f"table {self.name!r}: managed is set and {field} is {value}; managed tables "
+                    f"run with {field}={allowed} alone"
+                )
 
     def _check_placement(self) -> None:
         if unknown := sorted(set(self.kernels or ()) - set(get_args(TableKernel))):
@@ -183,7 +219,7 @@ class TableSpec:
 
     @property
     def num_state_bytes(self) -> int:
-        """Bytes of optimizer state in an unsharded table (fp32)."""
+        """Bytes of optimizer state (fp32) in an unsharded table, and of a managed one's map."""
         return self.shard_state_bytes(self.rows, self.dim)
 
     def shard_bytes(self, rows: int, columns: int) -> int:
@@ -192,8 +228,12 @@ class TableSpec:
         return rows * (per_row + (_INT8_ROW_BYTES if self.dtype == "int8" else 0))
 
     def shard_state_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard."""
-        return 4 * self._state_values(rows, columns)
+        """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard.
+
+        A managed table's map from ids to rows counts as state too.
+        """
+        remapper = 0 if self.managed is None else self.managed.remapper_bytes(rows)
+        return 4 * self._state_values(rows, columns) + remapper
 
     @property
     def replicated_state_bytes(self) -> int:
@@ -262,12 +302,14 @@ def _constraints(table: TableSpec, min_partition: int) -> ParameterConstraints:
     kernels: list[str] | None = None if table.kernels is None else [*table.kernels]
     if kernels is not None and "fused" in kernels:
         kernels.append("dense")
+    if table.managed is not None:
+        kernels = [*_MANAGED_KERNELS]
     optional: dict[str, Any] = {}
     if table.pooling_factors is not None:
         optional["pooling_factors"] = list(table.pooling_factors)
     if table.cache_load_factor is not None:
         optional["cache_params"] = CacheParams(load_factor=table.cache_load_factor)
-    types = table.sharding_types
+    types = table.sharding_types if table.managed is None else _MANAGED_TYPES
     if types is None and not table.may_be_replicated:
         types = tuple(t.value for t in ShardingType if t.value not in _NOT_BY_DEFAULT)
     if table.pooling == "mean":
@@ -315,6 +357,22 @@ def check_device(tables: Sequence[TableSpec], device: str) -> None:
             raise ValueError(
                 f"table {table.name!r}: kernels is {table.kernels}, which exist on GPUs alone; "
                 "on the CPU rows live in host memory: add 'fused'"
+            )
+
+
+def check_managed_rows(tables: Sequence[TableSpec], num_ranks: int) -> None:
+    """Check that every rank's part of a managed table has a row to give and one to share.
+
+    Raises:
+        ValueError: naming the table, its rows and the ranks.
+    """
+    for table in tables:
+        last_part = table.rows - -(-table.rows // num_ranks) * (num_ranks - 1)
+        if table.managed is not None and last_part < 2:
+            raise ValueError(
+                f"table {table.name!r}: {table.rows} managed rows over {num_ranks} ranks leave "
+                f"{max(0, last_part)} to the last one, expected at least 2 (one is shared by ids "
+                "without a row); give it more rows"
             )
 
 

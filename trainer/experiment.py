@@ -18,7 +18,13 @@ from tokenization.combinations import AnyMem
 from tokenization.tokenizers import AnyTokenizer
 from trainer.data.schema import DatasetSchema, GlobalTimeSplit
 from trainer.models.ranking_model import RankingModelConfig, check_item_features
-from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
+from trainer.modules.hybrid_tokens import (
+    GEN_TOKEN,
+    ITEM_ID,
+    MEM_TOKEN,
+    HybridTokensConfig,
+    ItemIdConfig,
+)
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig
 
@@ -32,14 +38,12 @@ class DataConfig:
         schema: roles of its columns.
         split: train, validation and test by time.
         shuffle_rows: rows of all ranks that are shuffled together during training.
-        hashed_item_ids: item ids of any size are hashed into the rows of the item table.
     """
 
     folder: Path
     schema: Annotated[DatasetSchema, tyro.conf.Fixed]
     split: GlobalTimeSplit = field(default_factory=GlobalTimeSplit)
     shuffle_rows: int = 262_144
-    hashed_item_ids: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,14 @@ class TrainConfig:
         num_epochs: passes over the training rows.
         max_steps: stop after so many steps; None for all of `num_epochs`.
         precision: of the network; `auto` takes bf16 where the processor multiplies it natively.
+        compile: compile the tower (its blocks, where the network is sharded or activations are
+            computed twice) for training; the first step takes longer.
+        activation_checkpointing: keep the input of each of the tower's blocks alone and compute
+            the rest of its activations twice: a third more work for less memory.
+        gradient_accumulation: parts in which each rank's share of a batch goes through the
+            network, one after the other, so that activations of one part alone are in memory.
+            A step still learns from `batch_size` impressions, and tables are looked up and updated
+            once.
         seed: of initial weights, dropout and the order of rows.
         log_every: steps between two lines of metrics.
         eval_every: steps between two evaluations on the validation part; None for once an epoch.
@@ -110,6 +122,9 @@ class TrainConfig:
     num_epochs: int = 1
     max_steps: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    gradient_accumulation: int = 1
     seed: int = 0
     log_every: int = 20
     eval_every: int | None = None
@@ -126,6 +141,7 @@ class TrainConfig:
         for name in (
             "batch_size",
             "num_epochs",
+            "gradient_accumulation",
             "log_every",
             "keep_checkpoints",
             "eval_batch_size",
@@ -173,6 +189,7 @@ class Experiment:
         check_tables(self.tables)
         check_item_features(self.model, self.tables)
         self._check_pooled_features()
+        self._check_managed()
         self._check_tokens()
 
     @property
@@ -186,10 +203,10 @@ class Experiment:
         }
 
     def check_ranks(self, world_size: int) -> None:
-        """Check that batches divide by the number of ranks.
+        """Check that batches divide by the number of ranks, and a rank's batch into its parts.
 
         Raises:
-            ValueError: naming the batch size and the number of ranks.
+            ValueError: naming the batch size and the number of ranks or parts.
         """
         for name in ("batch_size", "eval_batch_size"):
             value = getattr(self.train, name)
@@ -198,6 +215,13 @@ class Experiment:
                     f"train.{name} is {value}, which {world_size} ranks can't share evenly; "
                     f"try {value - value % world_size or world_size}"
                 )
+        rows, parts = self.train.batch_size // world_size, self.train.gradient_accumulation
+        if rows % parts:
+            raise ValueError(
+                f"train.gradient_accumulation is {parts}, but the {rows} impressions of a rank "
+                f"(train.batch_size {self.train.batch_size} on {world_size} ranks) can't be cut "
+                "into so many equal parts"
+            )
 
     def _check_pooled_features(self) -> None:
         tables = {
@@ -220,6 +244,22 @@ class Experiment:
                     f"{name!r} has {feature.cardinality} ids (schema {self.data.schema.name!r}); "
                     "give the table more rows, or hash the feature into fewer"
                 )
+
+    def _check_managed(self) -> None:
+        for feature, table in self.item_tables.items():
+            if table.managed is not None and feature != ITEM_ID:
+                raise ValueError(
+                    f"table {table.name!r}: managed is set, but feature {feature!r} has a row for "
+                    "each of its tokens; only tables of item IDs are managed"
+                )
+        if not isinstance(self.model.item, ItemIdConfig):
+            return
+        table, rows = self.item_tables[ITEM_ID], self.model.item.rows
+        if (rows == "managed") != (table.managed is not None):
+            raise ValueError(
+                f"model.item.rows is {rows!r}, but table {table.name!r} has managed="
+                f"{table.managed}; rows='managed' goes with a managed table and no other does"
+            )
 
     def _check_tokens(self) -> None:
         item = self.model.item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -16,10 +17,19 @@ from tokenization.tokenizers import tokenizer_config
 from trainer.batch import Batch
 from trainer.data.batch_builder import BatchBuilder
 from trainer.data.dataset import Dataset
-from trainer.data.item_features import ItemFeatures, item_id_features, token_features
+from trainer.data.item_features import (
+    ItemFeatures,
+    item_id_features,
+    most_exposed_items,
+    raw_item_ids,
+    token_features,
+)
+from trainer.data.ragged import Ragged
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment, TokensConfig
 from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN, HybridTokensConfig
+
+logger = logging.getLogger(__name__)
 
 FLOPS_BATCH = 4096
 """Impressions of the batch that FLOPs are counted for, as in TRM's Table 1."""
@@ -82,15 +92,32 @@ def item_features(
     """The ids that stand for each item in this experiment."""
     item = experiment.model.item
     if not isinstance(item, HybridTokensConfig):
+        if item.rows == "managed":
+            return ItemFeatures({ITEM_ID: raw_item_ids(dataset)})
         return item_id_features(
             dataset,
             cardinality=experiment.item_tables[ITEM_ID].rows,
-            hashed=experiment.data.hashed_item_ids,
+            hashed=item.rows == "hashed",
         )
     assert tokens is not None
     mem_rows = experiment.item_tables[MEM_TOKEN].rows if item.mem_tokens else 1
-    features = token_features(dataset, tokens, mem_rows=mem_rows)
-    return ItemFeatures({key: features.features[key] for key in item.features})
+    features = dict(token_features(dataset, tokens, mem_rows=mem_rows).features)
+    if item.residual_id_dim is not None:
+        features[ITEM_ID] = _residual_ids(experiment, dataset)
+    return ItemFeatures({key: features[key] for key in item.features})
+
+
+def _residual_ids(experiment: Experiment, dataset: Dataset) -> Ragged:
+    """IDs beside tokens: a row for the most exposed items, or any id for a managed table."""
+    table = experiment.item_tables[ITEM_ID]
+    if table.managed is not None:
+        return raw_item_ids(dataset)
+    train = dataset.split(experiment.data.split).train
+    kept = most_exposed_items(dataset, rows=train, num_rows=table.rows)
+    logger.info(
+        "table %r: %d of %d items keep a row", table.name, len(kept.values), dataset.num_items
+    )
+    return kept
 
 
 def sample_dense(dataset: Dataset, features: ItemFeatures, rows: RowRange) -> np.ndarray[Any, Any]:

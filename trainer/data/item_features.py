@@ -13,8 +13,18 @@ from trainer.data.errors import DataError, Place
 from trainer.data.hashing import hash_buckets
 from trainer.data.id_index import IdIndex
 from trainer.data.ragged import Ragged
+from trainer.data.schema import RowRange
 
-__all__ = ["ItemFeatures", "Ragged", "item_id_features", "token_features"]
+__all__ = [
+    "ItemFeatures",
+    "Ragged",
+    "item_id_features",
+    "most_exposed_items",
+    "raw_item_ids",
+    "token_features",
+]
+
+_COUNTED_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,36 @@ def item_id_features(dataset: Dataset, *, cardinality: int, hashed: bool) -> Ite
             )
         values = ids
     return ItemFeatures({"item_id": Ragged(values, np.arange(len(ids) + 1))})
+
+
+def raw_item_ids(dataset: Dataset) -> Ragged:
+    """Each item's id as it stands, whatever its size: what a managed table takes."""
+    return Ragged(dataset.item_ids, np.arange(dataset.num_items + 1))
+
+
+def most_exposed_items(dataset: Dataset, *, rows: RowRange, num_rows: int) -> Ragged:
+    """Rows of a small ID table: one for each of the items with the most impressions.
+
+    An item that keeps a row has a list of that row, the others have empty lists. Items without an
+    impression never keep one, since it would never be trained; ties go to the item that stands
+    first in items.parquet.
+
+    Args:
+        dataset: whose items.parquet is followed.
+        rows: of the log, in which impressions are counted: the training part.
+        num_rows: rows of the ID table.
+    """
+    counts = np.zeros(dataset.num_items, dtype=np.int64)
+    for start in range(rows.start, rows.stop, _COUNTED_ROWS):
+        part = RowRange(start, min(start + _COUNTED_ROWS, rows.stop))
+        ids = dataset.read(part, [dataset.schema.item])[dataset.schema.item]
+        counts += np.bincount(dataset.item_rows(ids), minlength=dataset.num_items)
+    by_exposure = np.argsort(-counts, kind="stable")[:num_rows]
+    keeps_row = np.zeros(dataset.num_items, dtype=bool)
+    keeps_row[by_exposure] = counts[by_exposure] > 0
+    return Ragged.from_lengths(
+        np.arange(int(keeps_row.sum()), dtype=np.int64), keeps_row.astype(np.int64)
+    )
 
 
 def token_features(dataset: Dataset, artifact: TokenArtifact, *, mem_rows: int) -> ItemFeatures:

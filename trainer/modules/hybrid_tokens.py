@@ -1,12 +1,12 @@
-"""What stands for an item: its ID, its gen-tokens, or gen- and mem-tokens together.
+"""What stands for an item: its ID, its tokens, or tokens and for some items an ID besides.
 
-Legend: U distinct items, L levels, d table dim, D item dim.
+Legend: U distinct items, L levels, d table dim, r residual-ID dim, D item dim.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ ITEM_ID: Final = "item_id"
 GEN_TOKEN: Final = "gen_token"
 MEM_TOKEN: Final = "mem_token"
 
+IdRows = Literal["own", "hashed", "managed"]
+"""How items share the rows of an ID table: a row each, rows by hash, or rows that go to the ids
+that are seen and leave those that are not (a managed table, `TableSpec.managed`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ItemIdConfig:
@@ -28,17 +32,24 @@ class ItemIdConfig:
         item_dim: D, dim of the item vector that the network sees.
         hidden_dims: hidden layers between table and item vector.
         dropout: after each hidden layer.
+        rows: how items share the rows of the ID table.
     """
 
     table_dim: int
     item_dim: int
     hidden_dims: tuple[int, ...] = ()
     dropout: float = 0.0
+    rows: IdRows = "own"
+
+    @property
+    def table_dims(self) -> dict[str, int]:
+        """Key of the item KeyedJaggedTensor -> dim of its table."""
+        return {ITEM_ID: self.table_dim}
 
     @property
     def features(self) -> tuple[str, ...]:
         """Keys of the item KeyedJaggedTensor."""
-        return (ITEM_ID,)
+        return tuple(self.table_dims)
 
     def build(self) -> ItemIdEncoder:
         """The module."""
@@ -62,7 +73,7 @@ class ItemIdEncoder(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridTokensConfig:
-    """An item is its tokens (TRM section 3.2).
+    """An item is its tokens (TRM section 3.2), and for some items a residual ID besides.
 
     Args:
         num_levels: L, gen-tokens of an item.
@@ -73,6 +84,10 @@ class HybridTokensConfig:
         gen_tokens: False leaves gen-tokens out: the sum of the mem-tokens is then what the deep
             side reads, and there is no wide side (SEMID: prefix-n-grams, summed).
         mem_tokens: False leaves the wide side out (gen-tokens only).
+        residual_id_dim: r, dim of a table of item IDs that is kept beside the tokens, on the way
+            from IDs to tokens; None for tokens alone. The items most exposed in the training part
+            have a row, the others none: they are their tokens. In a managed table
+            (`TableSpec.managed`) traffic decides instead.
 
     Raises:
         ValueError: when an item would have no tokens at all.
@@ -85,6 +100,7 @@ class HybridTokensConfig:
     dropout: float = 0.0
     gen_tokens: bool = True
     mem_tokens: bool = True
+    residual_id_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Check that something stands for an item."""
@@ -95,10 +111,21 @@ class HybridTokensConfig:
             )
 
     @property
+    def table_dims(self) -> dict[str, int]:
+        """Key of the item KeyedJaggedTensor -> dim of its table."""
+        dims = {}
+        if self.gen_tokens:
+            dims[GEN_TOKEN] = self.table_dim
+        if self.mem_tokens:
+            dims[MEM_TOKEN] = self.table_dim
+        if self.residual_id_dim is not None:
+            dims[ITEM_ID] = self.residual_id_dim
+        return dims
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Keys of the item KeyedJaggedTensor."""
-        sides = ((GEN_TOKEN, self.gen_tokens), (MEM_TOKEN, self.mem_tokens))
-        return tuple(key for key, is_read in sides if is_read)
+        return tuple(self.table_dims)
 
     def build(self) -> HybridTokens:
         """The module."""
@@ -111,7 +138,8 @@ class HybridTokens(nn.Module):
     Deep: the L gen-token embeddings side by side, dropout, MLP: what items share. Wide: the sum of
     the mem-token embeddings through one linear layer: what a combination of tokens means on its
     own. The two sides are added, for the candidate and for history items alike. Without gen-tokens
-    the sum of the mem-tokens takes the deep side's place.
+    the sum of the mem-tokens takes the deep side's place. A residual ID is added like the wide
+    side, through a layer that begins at zero, so that training begins at the token model.
     """
 
     def __init__(self, config: HybridTokensConfig) -> None:
@@ -130,14 +158,35 @@ class HybridTokens(nn.Module):
             else None
         )
 
+        self.residual = (
+            None
+            if config.residual_id_dim is None
+            else ZeroLinear(config.residual_id_dim, config.item_dim, bias=False)
+        )
+
     def forward(self, items: dict[str, JaggedTensor]) -> Tensor:
         """One vector per distinct item (U, D)."""
-        if not self.config.gen_tokens:
-            return self.deep(self.dropout(sum_by_item(items[MEM_TOKEN])))
-        item_UD = self.deep(self.dropout(items[GEN_TOKEN].values().view(-1, self.gen_width)))
+        item_UD = self.deep(self.dropout(self._deep_input(items)))
         if self.wide is not None:
             item_UD = item_UD + self.wide(sum_by_item(items[MEM_TOKEN]))
+        if self.residual is not None:
+            item_UD = item_UD + self.residual(sum_by_item(items[ITEM_ID]))
         return item_UD
+
+    def _deep_input(self, items: dict[str, JaggedTensor]) -> Tensor:
+        if self.config.gen_tokens:
+            return items[GEN_TOKEN].values().view(-1, self.gen_width)
+        return sum_by_item(items[MEM_TOKEN])
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that begins at zero: what it reads counts for nothing until it is trained."""
+
+    def reset_parameters(self) -> None:
+        """Zero weight and bias."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def sum_by_item(tokens: JaggedTensor) -> Tensor:

@@ -3,9 +3,15 @@ from dataclasses import replace
 
 import pytest
 
-from configs import dlrm_id, rankmixer_gen, trm_rankmixer
+from configs import datasets, dlrm_id, rankmixer_gen, trm_rankmixer
 from sharding.tables import TableSpec
+from tokenization.alignment import Alignment
+from tokenization.balanced_kmeans import BalancedRQKMeans
 from tokenization.mem_tokens import MemTokens
+from tokenization.ngrams import KGrams, PrefixNGrams
+from tokenization.opmq import OPMQ
+from tokenization.opq import OPQ
+from tokenization.rq_vae import RQVAE
 from trainer.experiment import TrainConfig
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN
 
@@ -87,6 +93,59 @@ def test_levels_of_model_and_tokenizer_must_agree(hybrid):
         replace(hybrid, model=model)
 
 
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        RQVAE(num_levels=3, num_codes=16),
+        BalancedRQKMeans(num_levels=3, num_codes=16),
+        OPQ(num_levels=3, num_codes=16),
+        OPMQ(num_levels=3, num_codes=16),
+    ],
+)
+@pytest.mark.parametrize("mem", [PrefixNGrams(num_merges=99), KGrams(num_merges=99)])
+def test_any_tokenizer_and_any_n_grams(tokenizer, mem):
+    source = datasets.with_tokens(datasets.smoke(), "other", tokenizer=tokenizer, mem=mem)
+    experiment = trm_rankmixer.experiment(source)
+    assert experiment.tokenizer.folder.name == "other"
+    assert experiment.model.item.num_levels == 3
+    assert {name: table.rows for name, table in experiment.item_tables.items()} == {
+        GEN_TOKEN: 48,
+        MEM_TOKEN: 99,
+    }
+
+
+def test_an_extra_code_is_one_more_level_in_model_and_table(hybrid):
+    source = datasets.with_tokens(datasets.smoke(), "extra", collisions="extra_code")
+    experiment = trm_rankmixer.experiment(source)
+    assert experiment.model.item.num_levels == 5
+    assert experiment.item_tables[GEN_TOKEN].rows == 5 * 32
+    with pytest.raises(ValueError, match=r"num_levels is 4 .* 5 levels \(one is the extra code"):
+        replace(hybrid, tokenizer=source.tokens)
+
+
+def test_n_grams_have_no_more_rows_than_their_codes_have_runs(hybrid):
+    tokens = replace(hybrid.tokenizer, mem=PrefixNGrams(max_length=2))
+    assert tokens.mem_rows == 32 * 32
+    experiment = with_table(replace(hybrid, tokenizer=tokens), MEM_TOKEN, rows=1024)
+    with pytest.raises(ValueError, match=r"rows is 1025, but at most 1024 mem-tokens"):
+        with_table(experiment, MEM_TOKEN, rows=1025)
+
+
+def test_gen_tokens_alone_need_no_mem_tokens(hybrid):
+    tokens = replace(hybrid.tokenizer, mem=MemTokens(num_merges=0))
+    assert rankmixer_gen.experiment(replace(datasets.smoke(), tokens=tokens)).tokenizer == tokens
+    with pytest.raises(ValueError, match="at most 0 mem-tokens"):
+        replace(hybrid, tokenizer=tokens)
+
+
+def test_aligned_embeddings_have_a_file_for_each_setting(hybrid):
+    tokens = replace(hybrid.tokenizer, alignment=Alignment())
+    other = replace(tokens, alignment=Alignment(hidden=7))
+    files = {tokens.aligned_embeddings, other.aligned_embeddings, tokens.embeddings}
+    assert len(files) == 3
+    assert {file.parent for file in files} == {tokens.embeddings.parent}
+
+
 def test_tokens_without_tokenizer_are_refused(hybrid):
     with pytest.raises(ValueError, match="reads tokens but tokenizer is None"):
         replace(hybrid, tokenizer=None)
@@ -109,7 +168,7 @@ def test_item_tables_must_be_those_that_the_model_reads(hybrid, by_id):
 
 def test_dims_of_item_table_and_model_must_agree(hybrid):
     with pytest.raises(
-        ValueError, match=r"table 'gen_token': dim is 16, but model\.item\.table_dim is 32"
+        ValueError, match=r"table 'gen_token': dim is 16, but model\.item\.table_dims has 32"
     ):
         with_table(hybrid, GEN_TOKEN, dim=16)
 

@@ -175,6 +175,6 @@ def test_tables_must_be_those_that_the_item_encoder_reads():
         check_item_features(config, CASE.tables()[:-1])
     narrow = [*CASE.tables()[:-1], replace(CASE.tables()[-1], dim=8)]
     with pytest.raises(
-        ValueError, match=r"'mem_token': dim is 8, but model\.item\.table_dim is 16"
+        ValueError, match=r"'mem_token': dim is 8, but model\.item\.table_dims has 16"
     ):
         check_item_features(config, narrow)
