@@ -100,7 +100,7 @@ def parallelize(
     Raises:
         PlanDoesNotFitError: when the tables do not fit on the ranks.
     """
-    attach_table_optimizers([model.sparse.pooled, model.sparse.items], tables, optim)
+    attach_table_optimizers(model.sparse.collections, tables, optim)
     table_sharders = sharders(optim.fused_params())
     hbm_bytes, ddr_bytes = memory_per_rank(ranks)
     plan = plan or plan_on_ranks(
