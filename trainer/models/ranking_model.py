@@ -232,8 +232,9 @@ def check_item_features(config: RankingModelConfig, tables: Sequence[TableSpec])
             f"hold {sorted(found)}"
         )
     for feature, table in found.items():
-        if table.dim != config.item.table_dim:
+        expected = config.item.table_dims[feature]
+        if table.dim != expected:
             raise ValueError(
-                f"table {table.name!r}: dim is {table.dim}, but model.item.table_dim is "
-                f"{config.item.table_dim} (feature {feature!r})"
+                f"table {table.name!r}: dim is {table.dim}, but model.item.table_dims has "
+                f"{expected} (feature {feature!r})"
             )
