@@ -11,8 +11,10 @@ from tokenization.embedding_table import EmbeddingTable
 def test_save_and_load(tmp_path):
     embeddings = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     path = tmp_path / "new" / "embeddings.parquet"
-    EmbeddingTable(item_ids=np.arange(30) * 7, embeddings=embeddings).save(path)
+    made = {"encoder": "mine", "alignment": {"hidden": 3}}
+    EmbeddingTable(item_ids=np.arange(30) * 7, embeddings=embeddings, made=made).save(path)
     loaded = EmbeddingTable.load(path)
+    assert loaded.made == made
     np.testing.assert_array_equal(loaded.item_ids, np.arange(30) * 7)
     np.testing.assert_array_equal(loaded.embeddings, embeddings)
     assert pq.read_schema(path).field("embedding").type == pa.list_(pa.float32())
@@ -27,6 +29,7 @@ def test_other_list_types_are_read(tmp_path, list_type):
     loaded = EmbeddingTable.load(tmp_path / "items.parquet", column="vector")
     assert loaded.embeddings.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert loaded.embeddings.dtype == np.float32
+    assert loaded.made == {}
     assert loaded.item_ids.tolist() == [3, 1, 2]
     assert loaded.item_ids.dtype == np.int64
 

@@ -8,7 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokenization import pairs as pairs_module
-from tokenization.pairs import ClickLog, mine_co_clicks, mine_query_items, top_neighbours
+from tokenization.pairs import (
+    ClickLog,
+    mine_co_clicks,
+    mine_query_items,
+    only_best,
+    top_neighbours,
+)
 
 
 @pytest.fixture
@@ -64,6 +70,35 @@ def test_a_share_of_the_log_leaves_the_later_rows_out(log):
     assert dict(
         zip(zip(found.left.tolist(), found.right.tolist(), strict=True), found.count, strict=True)
     ) == dict(count)
+
+
+def test_the_first_rows_alone_are_read(log):
+    early = ClickLog(path=log[0].path, positive="like", rows=450)
+    assert early.num_rows == 450
+    by_share = ClickLog(path=log[0].path, positive="like", share=0.5)
+    found, expected = (
+        mine_co_clicks(clicks, window=2, min_count=1) for clicks in (early, by_share)
+    )
+    np.testing.assert_array_equal(found.left, expected.left)
+    np.testing.assert_array_equal(found.count, expected.count)
+    assert ClickLog(path=log[0].path, rows=10**6).num_rows == 900
+    with pytest.raises(ValueError, match="log rows: expected at least 1"):
+        mine_co_clicks(ClickLog(path=log[0].path, rows=0))
+
+
+def test_pairs_among_the_best_of_either_item(log):
+    pairs = mine_co_clicks(log[0], window=3, min_count=1)
+    kept = only_best(pairs, 2)
+    ends = list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
+    ranked: dict[int, list[tuple[int, int]]] = {}
+    for left, right in ends:  # best first
+        ranked.setdefault(left, []).append((left, right))
+        ranked.setdefault(right, []).append((left, right))
+    found = set(zip(kept.left.tolist(), kept.right.tolist(), strict=True))
+    sure = {pair for item in ranked for pair in ranked[item][:2]}
+    assert len(found) < len(ends)
+    assert len(found ^ sure) <= 4  # where scores are equal, either may be kept
+    assert (np.diff(kept.score) <= 0).all()
 
 
 def test_query_item_pairs_from_positive_feedback(log):
