@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `step_<10 digits>` written by torch.distributed.checkpoint under a
 temporary name and renamed when every rank is done, so a reader never sees half of one. It holds
-weights, optimizer state (fused, data-parallel tables, network), each rank's random state, and in
-`state.json` the step and the place in the data.
+weights, optimizer state (fused, data-parallel tables, network), the maps of managed tables and the
+ids that wait for their next round, each rank's random state, and in `state.json` the step and the
+place in the data.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from trainer.distributed import Ranks
+from trainer.modules.managed_ids import row_managers
 from trainer.parallelize import ParallelModel
 from trainer.run_folder import write_json
 
@@ -143,6 +145,8 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks) -> dict[str, Any]:
         options=_FLAT,
     )
     torch.set_rng_state(tensors[f"random/rank_{ranks.rank}"])
+    for table, manager in row_managers(parallel.model).items():
+        manager.pending = tensors[f"managed/{table}/rank_{ranks.rank}"]
     parallel.optimizer.step_number = state["step"]
     return state
 
@@ -159,6 +163,8 @@ def _tensors(parallel: ParallelModel, ranks: Ranks) -> dict[str, Any]:
     for path, values in parallel.model.fused_optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"fused/{path}/{name}"] = value
+    for table, manager in row_managers(parallel.model).items():
+        tensors[f"managed/{table}/rank_{ranks.rank}"] = manager.pending
     for table, optimizer in parallel.optimizer.table_optimizers.items():
         for values in optimizer.state.values():
             for name, value in values.items():
