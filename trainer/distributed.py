@@ -112,6 +112,31 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     )
 
 
+def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> dist.Store:
+    """The job's key-value store, under a name of its own; works before the process group is there.
+
+    Under torchrun its agent holds the store; otherwise rank 0 does, on the announced port.
+
+    Args:
+        name: that keeps keys apart from others'.
+        timeout: for the store to answer.
+
+    Raises:
+        RuntimeError: when it does not answer.
+    """
+    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=os.environ["RANK"] == "0" and not held_by_agent,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"farewell/{name}/{attempt}", store)
+
+
 def stop_ranks() -> None:
     """Leave the process group."""
     if dist.is_initialized():

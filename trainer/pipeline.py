@@ -15,6 +15,7 @@ from trainer.batch import Batch
 from trainer.distributed import Ranks
 from trainer.models.ranking_model import Outputs
 from trainer.parallelize import ParallelModel
+from trainer.stop import StopNotice
 
 
 class NonFiniteLossError(RuntimeError):
@@ -31,18 +32,29 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         parallel: model and optimizer.
         ranks: this process among all.
         bad_batch_folder: where a batch with a non-finite loss is saved, a file a rank.
+        stop: this rank's notice of stop signals.
 
     Attributes:
         loss: of the last step, averaged over ranks.
+        stopping: whether some rank was told to stop, which travels with the loss so that all know
+            after the same step; no further batch is read then, those in flight are trained on.
         seconds: time spent since `take_seconds` in `data` (waiting for the reader), `forward`,
             `backward` (with the fused table updates) and in `step` (everything).
     """
 
-    def __init__(self, parallel: ParallelModel, ranks: Ranks, bad_batch_folder: Path) -> None:
+    def __init__(
+        self,
+        parallel: ParallelModel,
+        ranks: Ranks,
+        bad_batch_folder: Path,
+        stop: StopNotice | None = None,
+    ) -> None:
         super().__init__(parallel.model, parallel.optimizer, ranks.device)
         self._ranks = ranks
         self._bad_batch_folder = bad_batch_folder
+        self._stop = stop or StopNotice()
         self.loss = float("nan")
+        self.stopping = False
         self.seconds: dict[str, float] = defaultdict(float)
         self._forward = parallel.model
         self._model_fwd = self._timed_forward
@@ -70,7 +82,7 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         return taken
 
     def _timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
+        while not self.stopping:
             start = time.perf_counter()
             batch = next(batches, None)
             self.seconds["data"] += time.perf_counter() - start
@@ -86,7 +98,10 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
 
     def _backward(self, losses: Tensor) -> None:
         start = time.perf_counter()
-        self.loss = float(self._ranks.all_reduce(losses.detach().clone()) / self._ranks.world_size)
+        told = losses.new_tensor(float(self._stop.received is not None))
+        total = self._ranks.all_reduce(torch.stack([losses.detach(), told]))
+        self.loss = float(total[0] / self._ranks.world_size)
+        self.stopping = bool(total[1] > 0)
         if not torch.isfinite(torch.tensor(self.loss)):
             self._stop_at_bad_batch(float(losses.detach()))
         super()._backward(losses)
