@@ -88,9 +88,10 @@ class HybridTokensConfig:
             from IDs to tokens; None for tokens alone. The items most exposed in the training part
             have a row, the others none: they are their tokens. In a managed table
             (`TableSpec.managed`) traffic decides instead.
+        positions: add a learned vector of its level to each gen-token (PE of TRM's Table 6).
 
     Raises:
-        ValueError: when an item would have no tokens at all.
+        ValueError: when an item would have no tokens at all, or `positions` no gen-tokens.
     """
 
     num_levels: int
@@ -101,9 +102,15 @@ class HybridTokensConfig:
     gen_tokens: bool = True
     mem_tokens: bool = True
     residual_id_dim: int | None = None
+    positions: bool = False
 
     def __post_init__(self) -> None:
         """Check that something stands for an item."""
+        if self.positions and not self.gen_tokens:
+            raise ValueError(
+                "model.item: positions is True but gen_tokens is False, so it would have no "
+                "effect; set positions=False"
+            )
         if not (self.gen_tokens or self.mem_tokens):
             raise ValueError(
                 "model.item: gen_tokens and mem_tokens are both False, so nothing would stand for "
@@ -163,6 +170,7 @@ class HybridTokens(nn.Module):
             if config.residual_id_dim is None
             else ZeroLinear(config.residual_id_dim, config.item_dim, bias=False)
         )
+        self.positions = LevelPositions(self.gen_width) if config.positions else None
 
     def forward(self, items: dict[str, JaggedTensor]) -> Tensor:
         """One vector per distinct item (U, D)."""
@@ -175,8 +183,30 @@ class HybridTokens(nn.Module):
 
     def _deep_input(self, items: dict[str, JaggedTensor]) -> Tensor:
         if self.config.gen_tokens:
-            return items[GEN_TOKEN].values().view(-1, self.gen_width)
+            gen_UF = items[GEN_TOKEN].values().view(-1, self.gen_width)
+            return gen_UF if self.positions is None else self.positions(gen_UF)
         return sum_by_item(items[MEM_TOKEN])
+
+
+class LevelPositions(nn.Module):
+    """Adds a learned vector to the gen-tokens of each level; zero at the start.
+
+    Args:
+        width: of all levels side by side, L * d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.position_F = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        nn.init.zeros_(self.position_F)
+
+    def forward(self, gen_UF: Tensor) -> Tensor:
+        """(U, L * d) -> (U, L * d)."""
+        return gen_UF + self.position_F
 
 
 class ZeroLinear(nn.Linear):

@@ -154,3 +154,21 @@ def test_item_id_is_its_embedding_through_an_mlp(hidden_dims):
     expected = expected @ linears[-1].weight.T + linears[-1].bias
     torch.testing.assert_close(encoder({ITEM_ID: ids}), expected)
     assert encoder.config.features == (ITEM_ID,)
+
+
+def test_positions_are_added_to_the_gen_tokens_of_their_level_and_begin_at_zero():
+    module = config(positions=True, mem_tokens=False).build()
+    gen = tokens()[GEN_TOKEN]
+    torch.testing.assert_close(module({GEN_TOKEN: gen}), naive_deep(module, gen))
+    torch.manual_seed(1)
+    position_Ld = torch.randn(LEVELS, TABLE_DIM)
+    with torch.no_grad():
+        module.positions.position_F.copy_(position_Ld.flatten())
+    moved = gen.values().view(-1, LEVELS, TABLE_DIM) + position_Ld
+    moved = JaggedTensor(values=moved.view(-1, TABLE_DIM), lengths=gen.lengths())
+    torch.testing.assert_close(module({GEN_TOKEN: gen}), naive_deep(module, moved))
+
+
+def test_positions_without_gen_tokens_are_refused():
+    with pytest.raises(ValueError, match="positions is True but gen_tokens is False"):
+        config(positions=True, gen_tokens=False)
