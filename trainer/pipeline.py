@@ -100,8 +100,8 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         start = time.perf_counter()
         told = losses.new_tensor(float(self._stop.received is not None))
         total = self._ranks.all_reduce(torch.stack([losses.detach(), told]))
-        self.loss = float(total[0] / self._ranks.world_size)
-        self.stopping = bool(total[1] > 0)
+        self.loss, num_told = (total / total.new_tensor([self._ranks.world_size, 1])).tolist()
+        self.stopping = num_told > 0
         if not torch.isfinite(torch.tensor(self.loss)):
             self._stop_at_bad_batch(float(losses.detach()))
         super()._backward(losses)
