@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -28,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenization.base import Codes, check_at_least
-from tokenization.segmentation import hash_table, segment, windows
+from tokenization.segmentation import hash_table, number, segment, windows
 from tokenization.vocabulary import gen_row
 
 Cover = Literal["finest", "tree", "windows"]
@@ -229,14 +231,26 @@ def _starting_pairs(
     """
     rows = gen_row(codes, num_codes)
     num_symbols = rows.shape[1] * num_codes
-    keys, pair_of = np.unique(rows[:, :-1] * num_symbols + rows[:, 1:], return_inverse=True)
-    shape = (len(rows), rows.shape[1] - 1)
-    return pair_of.reshape(shape).astype(np.int64), keys // num_symbols, keys % num_symbols
+    # A pair stands at one boundary only, so boundaries are numbered each on its own.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        numbered = list(
+            threads.map(number, (rows[:, :-1] * num_symbols + rows[:, 1:]).T.copy(order="C"))
+        )
+    starts = np.cumsum([0, *(len(keys) for _, keys in numbered)])
+    pair_of = np.stack(
+        [numbers + start for (numbers, _), start in zip(numbered, starts, strict=False)], axis=1
+    )
+    keys = np.concatenate([keys for _, keys in numbered])
+    return pair_of, keys // num_symbols, keys % num_symbols
+
+
+_LEFT, _RIGHT, _COUNT, _WEIGHT, _HEAD = range(5)  # columns of a pair
+_ITEM, _NEXT = range(2)  # columns of a node
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _doubled(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    longer = np.empty(2 * len(array) + 16, dtype=np.int64)
+def _doubled(array: NDArray[np.int64]) -> NDArray[np.int64]:  # pragma: no cover, compiled
+    longer = np.empty((2 * len(array) + 16, array.shape[1]), dtype=np.int64)
     longer[: len(array)] = array
     return longer
 
@@ -256,27 +270,30 @@ def _merge(  # pragma: no cover, compiled
     num_gen = num_levels * num_codes
 
     # A pair's items are a linked list of nodes; a node is stale once the item holds another pair
-    # there. Pairs only ever lose items after the merge that made them.
+    # there. Pairs only ever lose items after the merge that made them. What belongs to a pair, or
+    # to a node, is one row, so that it is one line of the cache.
     num_pairs = len(left)
-    count = np.zeros(num_pairs, dtype=np.int64)
-    weight = np.zeros(num_pairs, dtype=np.int64)
-    head = np.full(num_pairs, -1, dtype=np.int64)
+    pairs = np.zeros((num_pairs, 5), dtype=np.int64)
+    pairs[:, _LEFT] = left
+    pairs[:, _RIGHT] = right
+    pairs[:, _HEAD] = -1
     num_nodes = num_items * num_boundaries
-    node_item = np.empty(num_nodes, dtype=np.int64)
-    node_next = np.empty(num_nodes, dtype=np.int64)
+    nodes = np.empty((num_nodes, 2), dtype=np.int64)
     node = 0
     for item in range(num_items):
         for boundary in range(num_boundaries):
-            pair = pair_of[item, boundary]
-            count[pair] += 1
-            weight[pair] += weights[item]
-            node_item[node] = item
-            node_next[node] = head[pair]
-            head[pair] = node
+            pair = pairs[pair_of[item, boundary]]
+            pair[_COUNT] += 1
+            pair[_WEIGHT] += weights[item]
+            nodes[node, _ITEM] = item
+            nodes[node, _NEXT] = pair[_HEAD]
+            pair[_HEAD] = node
             node += 1
 
     heap = [
-        (-weight[p], left[p], right[p], p) for p in range(num_pairs) if count[p] >= min_frequency
+        (-pairs[p, _WEIGHT], pairs[p, _LEFT], pairs[p, _RIGHT], p)
+        for p in range(num_pairs)
+        if pairs[p, _COUNT] >= min_frequency
     ]
     heapq.heapify(heap)
 
@@ -295,64 +312,59 @@ def _merge(  # pragma: no cover, compiled
     merge_count = np.empty(max_merges, dtype=np.int64)
     num_merges = 0
     while num_merges < max_merges and len(heap) > 0:
-        negative_weight, a, b, pair = heapq.heappop(heap)
-        if count[pair] < min_frequency:
+        negative_weight, a, b, merged = heapq.heappop(heap)
+        if pairs[merged, _COUNT] < min_frequency:
             continue
-        if weight[pair] != -negative_weight:
-            heapq.heappush(heap, (-weight[pair], a, b, pair))
+        if pairs[merged, _WEIGHT] != -negative_weight:
+            heapq.heappush(heap, (-pairs[merged, _WEIGHT], a, b, merged))
             continue
         new = num_gen + num_merges
         first[new] = first[a]
         last[new] = last[b]
         merge_left[num_merges] = a
         merge_right[num_merges] = b
-        merge_count[num_merges] = count[pair]
+        merge_count[num_merges] = pairs[merged, _COUNT]
         num_merges += 1
 
         pairs_before = num_pairs
         boundary = last[a]  # boundary i lies between levels i and i + 1
-        node_read = head[pair]
+        node_read = pairs[merged, _HEAD]
         while node_read >= 0:
-            item = node_item[node_read]
-            node_read = node_next[node_read]
-            if pair_of[item, boundary] != pair:
+            item = nodes[node_read, _ITEM]
+            node_read = nodes[node_read, _NEXT]
+            if pair_of[item, boundary] != merged:
                 continue
             pair_of[item, boundary] = -1
             for side in range(2):
                 beside = first[new] - 1 if side == 0 else last[new]
                 if beside < 0 or beside >= num_boundaries:
                     continue
-                old = pair_of[item, beside]
-                count[old] -= 1
-                weight[old] -= weights[item]
-                neighbour = left[old] if side == 0 else right[old]
+                old = pairs[pair_of[item, beside]]
+                old[_COUNT] -= 1
+                old[_WEIGHT] -= weights[item]
+                neighbour = old[_LEFT] if side == 0 else old[_RIGHT]
                 if made_by[neighbour] != new:
                     made_by[neighbour] = new
                     made_pair[neighbour] = num_pairs
-                    if num_pairs == len(left):
-                        left = _doubled(left)
-                        right = _doubled(right)
-                        count = _doubled(count)
-                        weight = _doubled(weight)
-                        head = _doubled(head)
-                    left[num_pairs] = neighbour if side == 0 else new
-                    right[num_pairs] = new if side == 0 else neighbour
-                    count[num_pairs] = 0
-                    weight[num_pairs] = 0
-                    head[num_pairs] = -1
+                    if num_pairs == len(pairs):
+                        pairs = _doubled(pairs)
+                    pairs[num_pairs, _LEFT] = neighbour if side == 0 else new
+                    pairs[num_pairs, _RIGHT] = new if side == 0 else neighbour
+                    pairs[num_pairs, _COUNT] = 0
+                    pairs[num_pairs, _WEIGHT] = 0
+                    pairs[num_pairs, _HEAD] = -1
                     num_pairs += 1
-                fresh = made_pair[neighbour]
-                count[fresh] += 1
-                weight[fresh] += weights[item]
-                pair_of[item, beside] = fresh
-                if node == len(node_item):
-                    node_item = _doubled(node_item)
-                    node_next = _doubled(node_next)
-                node_item[node] = item
-                node_next[node] = head[fresh]
-                head[fresh] = node
+                fresh = pairs[made_pair[neighbour]]
+                fresh[_COUNT] += 1
+                fresh[_WEIGHT] += weights[item]
+                pair_of[item, beside] = made_pair[neighbour]
+                if node == len(nodes):
+                    nodes = _doubled(nodes)
+                nodes[node, _ITEM] = item
+                nodes[node, _NEXT] = fresh[_HEAD]
+                fresh[_HEAD] = node
                 node += 1
         for p in range(pairs_before, num_pairs):
-            if count[p] >= min_frequency:
-                heapq.heappush(heap, (-weight[p], left[p], right[p], p))
+            if pairs[p, _COUNT] >= min_frequency:
+                heapq.heappush(heap, (-pairs[p, _WEIGHT], pairs[p, _LEFT], pairs[p, _RIGHT], p))
     return merge_left[:num_merges], merge_right[:num_merges], merge_count[:num_merges]

@@ -42,6 +42,31 @@ def windows(
     return np.concatenate(found, axis=1)
 
 
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def number(
+    keys: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover, compiled
+    """Number distinct keys in the order in which they first stand: each key's number, the keys."""
+    size = 16
+    while size < 2 * len(keys):
+        size *= 2
+    slots = np.full((size, 2), -1, dtype=np.int64)
+    numbers = np.empty(len(keys), dtype=np.int64)
+    distinct = np.empty(len(keys), dtype=np.int64)
+    num_distinct = 0
+    for i in range(len(keys)):
+        slot = _slot(keys[i], size)
+        while slots[slot, 0] >= 0 and slots[slot, 0] != keys[i]:
+            slot = (slot + 1) & (size - 1)
+        if slots[slot, 0] < 0:
+            slots[slot, 0] = keys[i]
+            slots[slot, 1] = num_distinct
+            distinct[num_distinct] = keys[i]
+            num_distinct += 1
+        numbers[i] = slots[slot, 1]
+    return numbers, distinct[:num_distinct].copy()
+
+
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def hash_table(keys: NDArray[np.int64]) -> NDArray[np.int64]:  # pragma: no cover, compiled
     """Hash table `(slots, 2)` of key and its place in `keys`, -1 where empty; open addressing."""
