@@ -231,16 +231,17 @@ def _starting_pairs(
     """
     rows = gen_row(codes, num_codes)
     num_symbols = rows.shape[1] * num_codes
+    met = rows[:, :-1] * num_symbols + rows[:, 1:]
+    pair_of = np.empty(met.shape, dtype=np.int64)
+    found = [np.empty(0, dtype=np.int64)]
+    start = 0
     # A pair stands at one boundary only, so boundaries are numbered each on its own.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        numbered = list(
-            threads.map(number, (rows[:, :-1] * num_symbols + rows[:, 1:]).T.copy(order="C"))
-        )
-    starts = np.cumsum([0, *(len(keys) for _, keys in numbered)])
-    pair_of = np.stack(
-        [numbers + start for (numbers, _), start in zip(numbered, starts, strict=False)], axis=1
-    )
-    keys = np.concatenate([keys for _, keys in numbered])
+        for boundary, (numbers, keys) in enumerate(threads.map(number, met.T.copy())):
+            pair_of[:, boundary] = numbers + start
+            found.append(keys)
+            start += len(keys)
+    keys = np.concatenate(found)
     return pair_of, keys // num_symbols, keys % num_symbols
 
 
