@@ -8,7 +8,7 @@ from typing import Literal, get_args
 EvictionPolicy = Literal["lru", "lfu", "distance_lfu"]
 """Who keeps a row: ids seen last, ids seen most, or most counts per step of absence."""
 
-_REMAPPER_COLUMNS: dict[EvictionPolicy, int] = {"lru": 3, "lfu": 3, "distance_lfu": 4}
+_MAP_COLUMNS: dict[EvictionPolicy, int] = {"lru": 3, "lfu": 3, "distance_lfu": 4}
 """int64 numbers that TorchRec keeps for each row: the id, its row, and what the policy counts."""
 
 
@@ -53,9 +53,9 @@ class ManagedIds:
                 f"against counts; {self.policy!r} gives the same order with any exponent"
             )
 
-    def remapper_bytes(self, rows: int) -> int:
+    def map_bytes(self, rows: int) -> int:
         """Bytes that remember which id has which of `rows` rows.
 
         Ids seen since the last round are kept besides: 16 bytes for each id of a rank's steps.
         """
-        return 8 * _REMAPPER_COLUMNS[self.policy] * rows
+        return 8 * _MAP_COLUMNS[self.policy] * rows

@@ -38,8 +38,8 @@ def plan_on_ranks(
 ) -> ShardingPlan:
     """Plan where each shard of each table goes; every rank gets rank 0's plan.
 
-    TorchRec's estimate leaves out the maps of managed tables (`TableSpec.num_state_bytes` has
-    them, and so has the dry run).
+    TorchRec's estimate leaves out the maps of managed tables (`TableSpec.num_bytes` has them, and
+    so has the dry run).
 
     Args:
         model: holds the tables on the meta device, optimizers attached.

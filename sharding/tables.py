@@ -214,26 +214,24 @@ class TableSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights, without optimizer state."""
+        """Bytes that serving needs: weights, and a managed table's map from ids to rows."""
         return self.shard_bytes(self.rows, self.dim)
 
     @property
     def num_state_bytes(self) -> int:
-        """Bytes of optimizer state (fp32) in an unsharded table, and of a managed one's map."""
+        """Bytes of optimizer state in an unsharded table (fp32)."""
         return self.shard_state_bytes(self.rows, self.dim)
 
     def shard_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the weights of a shard."""
+        """Bytes of the weights of a shard, and of its map where the table is managed."""
         per_row = columns * _BYTES_PER_VALUE[self.dtype]
-        return rows * (per_row + (_INT8_ROW_BYTES if self.dtype == "int8" else 0))
+        if self.dtype == "int8":
+            per_row += _INT8_ROW_BYTES
+        return rows * per_row + (self.managed.map_bytes(rows) if self.managed else 0)
 
     def shard_state_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard.
-
-        A managed table's map from ids to rows counts as state too.
-        """
-        remapper = 0 if self.managed is None else self.managed.remapper_bytes(rows)
-        return 4 * self._state_values(rows, columns) + remapper
+        """Bytes of optimizer state of a shard; row-wise kinds keep it in every column shard."""
+        return 4 * self._state_values(rows, columns)
 
     @property
     def replicated_state_bytes(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -102,16 +101,14 @@ class RowManager(MCHManagedCollisionModule):
         return features
 
     @property
-    def pending(self) -> np.ndarray[Any, Any]:
+    def pending(self) -> Tensor:
         """Ids (hashed) since the last round and the step of each, int64 (2, n)."""
-        return torch.stack(self._joined()).cpu().numpy()
+        return torch.stack(self._joined())
 
     @pending.setter
-    def pending(self, ids_and_steps: np.ndarray[Any, Any]) -> None:
-        values = torch.from_numpy(ids_and_steps).to(self.device)
-        self._pending = [
-            (int(step), values[0][values[1] == step]) for step in values[1].unique_consecutive()
-        ]
+    def pending(self, ids_and_steps: Tensor) -> None:
+        ids, steps = ids_and_steps.to(self.device)
+        self._pending = [(int(step), ids[steps == step]) for step in steps.unique_consecutive()]
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         """Ids since the last round, and the step of each."""

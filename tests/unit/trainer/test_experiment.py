@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from configs import datasets, dlrm_id, rankmixer_gen, trm_rankmixer
+from sharding.managed_ids import ManagedIds
 from sharding.tables import TableSpec
 from tokenization.alignment import Alignment
 from tokenization.balanced_kmeans import BalancedRQKMeans
@@ -227,3 +228,33 @@ def test_fingerprint_is_equal_for_equal_values_and_changes_with_any_but_the_name
         with_table(hybrid, "user_id", optimizer="sgd"),
     ]
     assert len({hybrid.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+def test_managed_rows_go_with_a_managed_table(by_id):
+    item = replace(by_id.model.item, rows="managed")
+    with pytest.raises(ValueError, match=r"rows is 'managed', but .* has managed=None"):
+        replace(by_id, model=replace(by_id.model, item=item))
+    with pytest.raises(ValueError, match=r"rows is 'own', but .* has managed=Managed"):
+        with_table(by_id, "item_id", managed=ManagedIds())
+
+
+def test_token_tables_are_not_managed(hybrid):
+    with pytest.raises(ValueError, match=r"'mem_token': managed is set, but feature 'mem_token'"):
+        with_table(hybrid, MEM_TOKEN, managed=ManagedIds())
+
+
+def test_residual_ids_need_their_table_in_their_dim(hybrid):
+    model = replace(hybrid.model, item=replace(hybrid.model.item, residual_id_dim=8))
+    with pytest.raises(ValueError, match=r"reads \['gen_token', 'item_id', 'mem_token'\]"):
+        replace(hybrid, model=model)
+    table = TableSpec(
+        name="item_id",
+        rows=40,
+        dim=16,
+        features=("item_id",),
+        role="residual_id",
+        pooling="none",
+    )
+    with pytest.raises(ValueError, match=r"'item_id': dim is 16, but .*table_dims has 8"):
+        replace(hybrid, model=model, tables=(*hybrid.tables, table))
+    assert replace(hybrid, model=model, tables=(*hybrid.tables, replace(table, dim=8)))

@@ -8,7 +8,14 @@ from tokenization.mem_tokens import Merges
 from trainer.data.dataset import Dataset
 from trainer.data.errors import DataError
 from trainer.data.hashing import hash_buckets
-from trainer.data.item_features import Ragged, item_id_features, token_features
+from trainer.data.item_features import (
+    Ragged,
+    item_id_features,
+    most_exposed_items,
+    raw_item_ids,
+    token_features,
+)
+from trainer.data.schema import RowRange
 
 NUM_CODES, NUM_MERGES = 4, 20
 
@@ -45,6 +52,26 @@ def test_item_ids(dataset: Dataset) -> None:
     assert hashed.values.tolist() == hash_buckets(dataset.item_ids, 10).tolist()
     with pytest.raises(DataError, match=r"items.parquet: column 'item_id': expected ids in \[0, 9"):
         item_id_features(dataset, cardinality=9, hashed=False)
+
+
+def test_raw_item_ids_are_the_ids_as_they_stand(dataset: Dataset) -> None:
+    assert to_lists(raw_item_ids(dataset)) == [[item_id] for item_id in dataset.item_ids.tolist()]
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 29, 1000])
+def test_the_most_exposed_items_keep_a_row(
+    dataset: Dataset, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.item_features._COUNTED_ROWS", 13)  # read in pieces
+    rows = RowRange(5, 60)
+    shown = dataset.read(rows, ["item_id"])["item_id"].tolist()
+    counts = [shown.count(item_id) for item_id in dataset.item_ids.tolist()]
+    best = sorted(range(len(counts)), key=lambda n: (-counts[n], n))[:num_rows]
+    keepers = sorted(n for n in best if counts[n])
+    assert 0 in counts  # some item is never shown, so that a table of any size leaves it out
+    found = to_lists(most_exposed_items(dataset, rows=rows, num_rows=num_rows))
+    row_of = {item: row for row, item in enumerate(keepers)}
+    assert found == [[row_of[n]] if n in row_of else [] for n in range(len(counts))]
 
 
 def test_tokens_are_aligned_to_items(dataset: Dataset, artifact: TokenArtifact) -> None:

@@ -106,6 +106,31 @@ def test_mem_only_is_the_sum_of_the_mem_tokens_through_the_mlp():
     assert module.wide is None
 
 
+def test_residual_id_is_added_through_a_layer_that_begins_at_zero():
+    plain = config().build()
+    module = config(residual_id_dim=2).build()
+    module.load_state_dict(plain.state_dict(), strict=False)
+    own = JaggedTensor(values=torch.randn(2, 2), lengths=torch.tensor([0, 1, 0, 1]))
+    items = {**tokens(), ITEM_ID: own}
+    assert torch.equal(module(items), plain(items))
+    module(items).sum().backward()
+    assert module.residual.weight.grad.abs().sum() > 0  # it learns from the first step on
+    with torch.no_grad():
+        module.residual.weight.normal_()
+    expected = plain(items).clone()
+    for item, vector in ((1, own.values()[0]), (3, own.values()[1])):
+        expected[item] += module.residual.weight @ vector
+    torch.testing.assert_close(module(items), expected)
+    assert module.config.features == (GEN_TOKEN, MEM_TOKEN, ITEM_ID)
+    assert module.config.table_dims == {GEN_TOKEN: TABLE_DIM, MEM_TOKEN: TABLE_DIM, ITEM_ID: 2}
+
+
+def test_no_item_keeps_a_residual_id():
+    module = config(residual_id_dim=2).build()
+    none = JaggedTensor(values=torch.zeros(0, 2), lengths=torch.zeros(4, dtype=torch.int64))
+    assert torch.isfinite(module({**tokens(), ITEM_ID: none})).all()
+
+
 def test_an_item_without_any_token_is_refused():
     with pytest.raises(ValueError, match="gen_tokens and mem_tokens are both False"):
         config(gen_tokens=False, mem_tokens=False)
