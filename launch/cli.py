@@ -7,6 +7,8 @@ import os
 import sys
 from typing import NoReturn
 
+from trainer.stop import EXIT_STOPPED, StoppedError
+
 VERBS = {
     "doctor": "check this installation and say how to mend it",
     "data": "write a data set folder: MovieLens, or a simulated log",
@@ -16,6 +18,7 @@ VERBS = {
     "train": "train a named experiment on one or many ranks",
     "evaluate": "metrics of a finished run, with intervals and buckets",
     "compare": "train and report a named comparison: quality, storage, speed",
+    "scale": "sweep tower sizes and fit loss over size",
     "demo": "from nothing to the report on MovieLens-1M",
 }
 USAGE = "usage: farewell VERB [options]      farewell VERB --help tells more\n"
@@ -38,12 +41,22 @@ def main() -> None:
         importlib.import_module(f"launch.{verb}").main(rest)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except StoppedError as error:
+        _fail(str(error), EXIT_STOPPED)
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        if os.environ.get("FAREWELL_TRACEBACK") == "1" or "RANK" in os.environ:
-            raise  # a rank's agent carries the message to the launching process
+        if "RANK" in os.environ:
+            _tell_agent(error)
+        if os.environ.get("FAREWELL_TRACEBACK") == "1":
+            raise
         _fail(str(error) or type(error).__name__, 1)
     except ImportError as error:
         _fail(f"{error}; run `farewell doctor`", 1)
+
+
+def _tell_agent(error: Exception) -> None:
+    """Leave the error where torchrun's agent finds it for its summary."""
+    errors = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
+    errors.get_error_handler().record_exception(error)
 
 
 def _fail(message: str, code: int) -> NoReturn:

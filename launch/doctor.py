@@ -1,6 +1,11 @@
 """Check this installation and say how to mend it.
 
     farewell doctor
+    farewell doctor --preflight --ranks 2
+    torchrun --nnodes 2 --nproc-per-node 8 ... -m launch.cli doctor --preflight
+
+The first looks at the packages. A preflight lets every rank exchange numbers with every other, and
+names a rank that does not answer.
 
 It imports the packages below in processes of their own, so that it still speaks when they break.
 """
@@ -11,6 +16,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +42,15 @@ class DoctorOptions:
 
     Args:
         canary: train a row-wise table for a step, which shows that the kernels work.
+        preflight: do a preflight instead.
+        ranks: of the preflight, on this machine (under torchrun, torchrun decides).
+        seconds: that ranks have to answer in the preflight.
     """
 
     canary: bool = True
+    preflight: bool = False
+    ranks: int = 1
+    seconds: float = 180.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,12 @@ class Finding:
 def main(args: Sequence[str]) -> None:
     """Run `farewell doctor`; exit code 1 when something is wrong."""
     options = tyro.cli(DoctorOptions, prog="farewell doctor", description=__doc__, args=args)
+    if options.preflight:
+        _preflight(options)
+        return
+    for name in ("ranks", "seconds"):
+        if getattr(options, name) != getattr(DoctorOptions, name):
+            raise ValueError(f"--{name} is of --preflight alone")
     findings = examine(canary=options.canary)
     table = Table(title="farewell doctor")
     for column in ("", "looked at", "found"):
@@ -77,6 +95,18 @@ def main(args: Sequence[str]) -> None:
     if ill:
         raise SystemExit(1)
     console.print("all is well")
+
+
+def _preflight(options: DoctorOptions) -> None:
+    # Not at the top of the file: these import torch, and the doctor must speak when torch breaks.
+    from launch.preflight import print_preflight
+    from launch.ranks import run_on_ranks, under_torchrun
+
+    if under_torchrun():
+        print_preflight(options.seconds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run_on_ranks(print_preflight, options.ranks, options.seconds, log_folder=Path(folder))
 
 
 def examine(*, canary: bool) -> list[Finding]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
@@ -41,6 +42,11 @@ _ROOT = Path(__file__).resolve().parent.parent
 _WAITS_FOR_OTHERS = ("/torch/", "/torchrec/", "/trainer/pipeline.py", "/trainer/distributed.py")
 
 Item = TypeVar("Item")
+
+
+def collective_timeout(seconds: float) -> timedelta:
+    """Time-out of collectives: later than the watchdog, which knows names, yet soon after."""
+    return timedelta(seconds=2 * seconds + 60)
 
 
 class HungError(RuntimeError):
