@@ -2,8 +2,8 @@
 
 1. each table's optimizer is fused into its backward pass (tables are on the meta device);
 2. the planner says where each shard of each table goes;
-3. DistributedModelParallel makes the shards, and replicates a small network with DDP;
-4. a large network is sharded with FSDP2 instead, block by block.
+3. a large network is sharded with FSDP2, block by block; the weights of each rank's part are drawn;
+4. DistributedModelParallel makes the tables' shards, and replicates a small network with DDP.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from sharding.planner import plan_on_ranks
 from sharding.sharders import sharders
 from sharding.tables import TableSpec
+from trainer.dense_network import prepare_network
 from trainer.distributed import Ranks, memory_per_rank
 from trainer.models.ranking_model import RankingModel, RankingNetwork
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
@@ -84,11 +86,15 @@ def parallelize(
     batch_size: int,
     num_steps: int,
     plan: ShardingPlan | None = None,
+    seed: int = 0,
+    compiled: bool = False,
+    activation_checkpointing: bool = False,
+    gradient_accumulation: int = 1,
 ) -> ParallelModel:
     """Spread `model` over ranks; world size 1 follows the same path.
 
     Args:
-        model: tables on the meta device, network on any.
+        model: tables on the meta device; the network there too, or with weights that are kept.
         tables: the tables' specs.
         ranks: this process among all.
         optim: optimizers.
@@ -96,6 +102,11 @@ def parallelize(
         batch_size: impressions per rank and step, for the planner's estimates.
         num_steps: length of the schedule.
         plan: use this plan instead of asking the planner.
+        seed: of the network's weights, where it is on the meta device.
+        compiled: compile the tower (under FSDP its blocks).
+        activation_checkpointing: compute the activations of the tower's blocks twice, not to keep
+            them.
+        gradient_accumulation: parts in which a rank's batch goes through the network.
 
     Raises:
         PlanDoesNotFitError: when the tables do not fit on the ranks.
@@ -117,15 +128,25 @@ def parallelize(
     )
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     uses_fsdp = num_parameters >= sharding.fsdp_min_parameters
+    prepare_network(
+        model.network,
+        ranks,
+        sharded=uses_fsdp,
+        seed=seed,
+        compiled=compiled,
+        activation_checkpointing=activation_checkpointing,
+    )
+    if gradient_accumulation > 1:
+        model.train_in_parts(gradient_accumulation)
     parallel = DistributedModelParallel(
         model,
         device=ranks.device,
         plan=plan,
         sharders=table_sharders,
         init_data_parallel=not uses_fsdp,
+        # DDP takes a graph for static when each gradient arrives once a step; parts bring several.
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=gradient_accumulation == 1),
     )
-    if uses_fsdp:
-        shard_network(model.network, ranks)
     replicated = replicated_tables(model, plan)
     if optim.max_sparse_gradient is not None and replicated:
         logger.warning(
@@ -143,14 +164,6 @@ def parallelize(
         num_steps=num_steps,
     )
     return ParallelModel(parallel, optimizer, plan, uses_fsdp)
-
-
-def shard_network(network: RankingNetwork, ranks: Ranks) -> None:
-    """FSDP2: each block of the tower is a unit, the rest of the network one more."""
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for block in network.tower.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
 
 
 def replicated_tables(model: RankingModel, plan: ShardingPlan) -> dict[str, nn.Parameter]:
