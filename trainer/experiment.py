@@ -258,7 +258,8 @@ class Experiment:
         if (rows == "managed") != (table.managed is not None):
             raise ValueError(
                 f"model.item.rows is {rows!r}, but table {table.name!r} has managed="
-                f"{table.managed}; rows='managed' goes with a managed table and no other does"
+                f"{table.managed}; give the table managed=ManagedIds(...) exactly when rows is "
+                "'managed'"
             )
 
     def _check_tokens(self) -> None:
