@@ -2,19 +2,22 @@ r"""Metrics of a run on a part of the log, with intervals, and AUC by bucket.
 
     farewell evaluate trm_rankmixer.movielens1m --folder runs/trm_rankmixer/20260101-120000
     farewell evaluate trm_rankmixer.movielens1m --folder runs/mine --split valid --json valid.json
+    farewell evaluate mine.py:with_next_token --folder runs/mine --generate 50
 
 Settings that were changed on the command line of `farewell train` must be given again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from launch.named import load_named, name_and_options
 from launch.ranks import run_on_ranks
@@ -24,6 +27,7 @@ from trainer.checkpoint import Checkpoints, read_state
 from trainer.data.dataset import Dataset
 from trainer.evaluation import EvaluationSplit
 from trainer.experiment import Experiment
+from trainer.generated_recall import check_can_generate, generate_split
 from trainer.loop import SplitName, score_split
 from trainer.report import build_report, print_report
 from trainer.run_folder import RunFolder, describe_machine, package_versions, write_json
@@ -36,12 +40,15 @@ class EvaluateCommand:
     Args:
         folder: run folder of `farewell train`.
         split: part of the log.
+        generate: width of a beam; also generate the tokens of positive impressions' items with
+            the next-token objective, and set their recall against the most popular tuples.
         json: file to write the metrics to.
         experiment: that was trained.
     """
 
     folder: Path
     split: SplitName = "test"
+    generate: int | None = None
     json: Path | None = None
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
@@ -67,14 +74,17 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
         ValueError: when there is no checkpoint, or it was saved with other settings.
     """
     run, experiment = RunFolder(command.folder), command.experiment
+    if command.generate is not None:
+        check_can_generate(experiment, command.generate)
     newest = Checkpoints(run.checkpoints, keep=1).newest()
     if newest is None:
         raise ValueError(f"{run.checkpoints}: no complete checkpoint; train first")
+    world_size = read_state(newest)["world_size"]
     path = run.path / RunFolder.predictions_of(command.split)
     with console.status(f"scoring {command.split}"):
         run_on_ranks(
             score_split,
-            read_state(newest)["world_size"],
+            world_size,
             experiment,
             command.folder,
             command.split,
@@ -83,8 +93,38 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
         )
     report = run_report(experiment, run, command.split)
     print_report(report, console)
+    if command.generate is not None:
+        path = run.path / f"generated_{command.split}.json"
+        with console.status(f"generating for {command.split}"):
+            run_on_ranks(
+                generate_split,
+                world_size,
+                experiment,
+                command.folder,
+                command.split,
+                command.generate,
+                path,
+                log_folder=command.folder / "log",
+            )
+        report["generation"] = json.loads(path.read_text())
+        console.print(generation_table(report["generation"]))
     if command.json is not None:
         write_json(command.json, report)
+
+
+def generation_table(found: Mapping[str, Any]) -> Table:
+    """Recall of generated and of popular tuples, as `generated_recall` found it."""
+    table = Table(
+        title=f"{found['contexts']:,} positive impressions, {found['tuples']:,} tuples in the "
+        f"catalogue, beam {found['beam_width']}"
+    )
+    table.add_column("tuples")
+    table.add_column(f"recall@{found['recall_at']}", justify="right")
+    table.add_row("generated", f"{found['generated']:.4f}")
+    table.add_row("most popular", f"{found['popularity']:.4f}")
+    ratio = "none: popularity found nothing" if found["ratio"] is None else f"{found['ratio']:.2f}x"
+    table.add_row("generated / most popular", ratio)
+    return table
 
 
 def run_report(experiment: Experiment, run: RunFolder, split: SplitName) -> dict[str, Any]:

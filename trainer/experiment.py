@@ -16,6 +16,7 @@ from tokenization.alignment import Alignment
 from tokenization.collisions import Collisions
 from tokenization.combinations import AnyMem
 from tokenization.tokenizers import AnyTokenizer
+from trainer.data.context_roles import context_roles
 from trainer.data.schema import DatasetSchema, GlobalTimeSplit
 from trainer.models.ranking_model import RankingModelConfig, check_item_features
 from trainer.modules.hybrid_tokens import (
@@ -25,6 +26,7 @@ from trainer.modules.hybrid_tokens import (
     HybridTokensConfig,
     ItemIdConfig,
 )
+from trainer.modules.next_token import ContextRoles
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig
 
@@ -115,6 +117,12 @@ class TrainConfig:
         eval_every: steps between two evaluations on the validation part; None for once an epoch.
         checkpoint_every: steps between two checkpoints; None for one at the end.
         keep_checkpoints: newest checkpoints that are kept.
+        keep_best: metric of the validation part, for instance `valid/click_auc`, whose best
+            checkpoint is kept beside the newest (the least `..._logloss`, else the greatest);
+            checkpoints of steps without evaluation don't take part. None for no such.
+        checkpoint_memory_bytes: most host memory of a rank for the copy that is written while
+            training goes on; what is above is written while training waits. None for a quarter of
+            the rank's share of the host.
         eval_batch_size: impressions of all ranks in a step of evaluation.
     """
 
@@ -130,6 +138,8 @@ class TrainConfig:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
+    keep_best: str | None = None
+    checkpoint_memory_bytes: int | None = None
     eval_batch_size: int = 8192
 
     def __post_init__(self) -> None:
@@ -148,7 +158,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("max_steps", "eval_every", "checkpoint_every"):
+        for name in ("max_steps", "eval_every", "checkpoint_every", "checkpoint_memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}, expected at least 1, or None")
@@ -191,6 +201,16 @@ class Experiment:
         self._check_pooled_features()
         self._check_managed()
         self._check_tokens()
+        self._check_keep_best()
+        if self.model.next_token is not None:
+            assert isinstance(self.model.item, HybridTokensConfig)
+            num_codes = self.item_tables[GEN_TOKEN].rows // self.model.item.num_levels
+            self.model.next_token.check(self.context_roles, num_codes=num_codes)
+
+    @property
+    def context_roles(self) -> ContextRoles:
+        """Which features are query and user, for the generative objective."""
+        return context_roles(self.data.schema)
 
     @property
     def item_tables(self) -> dict[str, TableSpec]:
@@ -292,6 +312,19 @@ class Experiment:
                 f"table {self.item_tables[MEM_TOKEN].name!r}: rows is "
                 f"{self.item_tables[MEM_TOKEN].rows}, but at most {tokens.mem_rows} mem-tokens are "
                 "made; rows above that would never be trained"
+            )
+
+    def _check_keep_best(self) -> None:
+        metric = self.train.keep_best
+        known = [
+            f"valid/{task}_{measure}"
+            for task in self.data.schema.labels
+            for measure in ("auc", "logloss")
+        ]
+        if metric is not None and metric not in known:
+            raise ValueError(
+                f"train.keep_best is {metric!r}, but the validation part is measured by "
+                f"{', '.join(known)}"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from sharding.tables import TableSpec
 from trainer.batch import Batch
 from trainer.models.ranking_model import RankingModelConfig, RankingNetwork
+from trainer.modules.next_token import ContextRoles
 
 
 def training_flops(
@@ -21,6 +22,7 @@ def training_flops(
     num_tasks: int,
     num_histories: int,
     batch: Batch,
+    roles: ContextRoles | None = None,
 ) -> int:
     """FLOPs of one forward and backward pass over `batch` (a multiply-add counts as two).
 
@@ -32,7 +34,9 @@ def training_flops(
         tables: whose dims the embeddings have.
         num_tasks: number of labels.
         num_histories: histories of the schema.
-        batch: on the CPU; its histories and distinct items decide the count.
+        batch: on the CPU; its histories, distinct items and (for the generative objective, which
+            positives alone have) its labels decide the count.
+        roles: as in the network.
     """
     meta = torch.device("meta")
     dims = {feature: table.dim for table in tables for feature in table.features}
@@ -43,6 +47,7 @@ def training_flops(
             num_dense=batch.dense_BF.shape[1],
             num_tasks=num_tasks,
             num_histories=num_histories,
+            roles=roles,
         )
         pooled = KeyedTensor(
             keys=network.pooled_features,
@@ -67,7 +72,33 @@ def training_flops(
         for field in fields(batch)
         if field.name not in ("pooled", "items")
     }
-    shapes = Batch(pooled=batch.pooled, items=batch.items, **plain)
+    shapes = Batch(pooled=batch.pooled.to(meta), items=batch.items.to(meta), **plain)
+    positive_P = network.next_token and network.next_token.positives(batch.labels_BN).to(meta)
     with FlopCounterMode(display=False) as counter:
-        network(shapes, pooled, items).sum().backward()
+        found = network(shapes, pooled, items, positive_P)
+        (found.logits_BN.sum() + sum(found.losses.values())).backward()
     return counter.get_total_flops()
+
+
+def next_token_flops(
+    config: RankingModelConfig,
+    *,
+    tables: Sequence[TableSpec],
+    num_tasks: int,
+    num_histories: int,
+    batch: Batch,
+    roles: ContextRoles | None = None,
+) -> int:
+    """What of `training_flops` the generative objective costs: the count with it less without."""
+    with_it, without = (
+        training_flops(
+            one,
+            tables=tables,
+            num_tasks=num_tasks,
+            num_histories=num_histories,
+            batch=batch,
+            roles=roles,
+        )
+        for one in (config, replace(config, next_token=None))
+    )
+    return with_it - without

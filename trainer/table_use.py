@@ -64,9 +64,10 @@ def dense_reserve(experiment: Experiment) -> DenseReserve:
             num_dense=len(schema.dense_features),
             num_tasks=len(schema.labels),
             num_histories=len(schema.histories),
+            roles=experiment.context_roles,
         )
     total = sum(parameter.numel() for parameter in network.parameters())
-    blocks = [sum(p.numel() for p in block.parameters()) for block in network.tower.blocks]
+    blocks = [sum(p.numel() for p in block.parameters()) for block in network.fsdp_units()]
     outside = total - sum(blocks)
     return DenseReserve(
         num_parameters=total,
