@@ -19,6 +19,7 @@ from trainer.modules.hybrid_tokens import (
     HybridTokensConfig,
     ItemIdConfig,
 )
+from trainer.modules.next_token import NextTokenConfig
 from trainer.optim import OptimConfig
 
 ID_DIM = 32
@@ -37,6 +38,7 @@ def ranking_experiment(
     *,
     item: ItemIdConfig | HybridTokensConfig,
     tower: TowerConfig,
+    next_token: NextTokenConfig | None = None,
     id_rows: int | None = None,
 ) -> Experiment:
     """One experiment; ID and token models differ in `item` and its tables alone.
@@ -46,6 +48,7 @@ def ranking_experiment(
         source: data set and token settings.
         item: what stands for an item.
         tower: interaction architecture.
+        next_token: the generative objective; None trains the discriminative one alone.
         id_rows: rows of the table of item IDs; None for one an item.
     """
     return Experiment(
@@ -53,13 +56,22 @@ def ranking_experiment(
         data=source.data,
         tables=(*feature_tables(source), *item_tables(source, item, id_rows)),
         tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
-        model=RankingModelConfig(item=item, tower=tower, id_dropout=ID_DROPOUT),
+        model=RankingModelConfig(
+            item=item, tower=tower, next_token=next_token, id_dropout=ID_DROPOUT
+        ),
         optim=replace(OPTIM, warmup_steps=source.warmup_steps),
         train=source.train,
     )
 
 
-def token_encoder(source: Source, *, mem_tokens: bool) -> HybridTokensConfig:
+def id_encoder() -> ItemIdConfig:
+    """An item is its ID."""
+    return ItemIdConfig(table_dim=ID_DIM, item_dim=ITEM_DIM, hidden_dims=(192,))
+
+
+def token_encoder(
+    source: Source, *, gen_tokens: bool = True, mem_tokens: bool = True, positions: bool = False
+) -> HybridTokensConfig:
     """An item is its tokens; widths make dense parameters agree with the ID model within 5 %."""
     return HybridTokensConfig(
         num_levels=source.tokens.num_levels,
@@ -67,7 +79,9 @@ def token_encoder(source: Source, *, mem_tokens: bool) -> HybridTokensConfig:
         item_dim=ITEM_DIM,
         hidden_dims=(96,),
         dropout=0.1,
+        gen_tokens=gen_tokens,
         mem_tokens=mem_tokens,
+        positions=positions,
     )
 
 
