@@ -1,17 +1,19 @@
-"""Save and load everything that a run needs to go on bit for bit.
+"""The checkpoints of a run: find them, keep some, put one in force on any number of ranks.
 
-A checkpoint is a folder `step_<10 digits>` written by torch.distributed.checkpoint under a
-temporary name and renamed when every rank is done, so a reader never sees half of one. It holds
-weights, optimizer state (fused, data-parallel tables, network), the maps of managed tables and the
-ids that wait for their next round, each rank's random state, and in `state.json` the step and the
-place in the data.
+A checkpoint holds weights, optimizer state (fused, data-parallel tables, network), each rank's
+random state, the place in the data, the schedule, and what it was made by: experiment, plan and
+vocabulary of the tokens. `trainer.checkpoint_writer` writes it in the background,
+`trainer.stored_state` says what lies on the disk and checks it, `trainer.state_parts` names what is
+saved, `trainer.reshard` moves it between plans.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,45 +21,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch import Tensor
+from torch.optim import Optimizer
 
 from trainer.distributed import Ranks
-from trainer.modules.managed_ids import row_managers
-from trainer.parallelize import ParallelModel
-from trainer.run_folder import write_json
+from trainer.parallelize import ParallelModel, unwrapped
+from trainer.reshard import fill
+from trainer.state_parts import Box, Part, fused_kernels, parts_of
+from trainer.stored_state import MANIFEST, CheckpointError, StoredState, StoredTensor
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "load",
+    "open_checkpoint",
+    "random_parts",
+    "read_state",
+]
 
 logger = logging.getLogger(__name__)
 
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used, and why."""
+_FOLDER_NAME = re.compile(r"step_\d{10}")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run.
+    """The folder of one run's checkpoints.
 
     Args:
         folder: that holds `step_<10 digits>` folders.
-        keep: newest ones that are kept.
     """
 
     folder: Path
-    keep: int
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / f"step_{step:010d}"
 
     def complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         return sorted(
-            path for path in self.folder.glob("step_*") if (path / "state.json").is_file()
+            path
+            for path in self.folder.glob("step_*")
+            if _FOLDER_NAME.fullmatch(path.name) and (path / MANIFEST).is_file()
         )
 
     def newest(self) -> Path | None:
@@ -65,108 +71,209 @@ class Checkpoints:
         complete = self.complete()
         return complete[-1] if complete else None
 
-    def save(
-        self, parallel: ParallelModel, ranks: Ranks, *, step: int, state: Mapping[str, Any]
-    ) -> Path:
-        """Write one checkpoint; every rank calls this.
+    def best(self, metric: str) -> Path | None:
+        """The checkpoint with the best validation metric; the older one of equals.
 
         Args:
-            parallel: model and optimizers.
-            ranks: this process among all.
-            step: steps trained.
-            state: further JSON values (place in the data, fingerprints), the same on every rank.
+            metric: as it stands in metrics.jsonl; the least `..._logloss` is best, of all others
+                the greatest.
         """
-        final = self.folder / f"step_{step:010d}"
-        unfinished = self.folder / f".{final.name}.unfinished"
-        if ranks.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(unfinished, ignore_errors=True)
-        ranks.barrier()
-        save_tensors(_tensors(parallel, ranks), checkpoint_id=unfinished)
-        if ranks.is_first:
-            write_json(
-                unfinished / "state.json",
-                {"step": step, "world_size": ranks.world_size, **state},
-            )
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(unfinished, final)
-            for old in self.complete()[: -self.keep]:
-                shutil.rmtree(old)
-            logger.info("saved %s", final)
-        ranks.barrier()
-        return final
+        found = {
+            path: value
+            for path in self.complete()
+            if isinstance(value := read_state(path).get("validation", {}).get(metric), float)
+        }
+        sign = -1.0 if metric.endswith("_logloss") else 1.0
+        return max(found, key=lambda path: sign * found[path], default=None)
+
+    def retain(self, newest: int, best: str | None) -> None:
+        """Remove all but the newest ones, and the best one by a metric where one is named."""
+        kept = set(self.complete()[-newest:])
+        if best is not None and (path := self.best(best)) is not None:
+            kept.add(path)
+        for path in self.complete():
+            if path not in kept:
+                removed = path.with_name(f".{path.name}.removed")
+                os.replace(path, removed)  # at once: nobody sees half of it
+                shutil.rmtree(removed)
+
+    def remove_unfinished(self) -> None:
+        """Remove what an interrupted save, or removal, has left."""
+        for pattern in (".step_*.unfinished", ".step_*.removed"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON values of a checkpoint.
 
     Raises:
-        CheckpointError: when they can't be read.
+        CheckpointError: when they can't be read or are not what was saved.
     """
+    return StoredState(path).state
+
+
+def open_checkpoint(path: Path, ranks: Ranks) -> StoredState:
+    """Open a checkpoint and compare all of it with its manifest; every rank calls this.
+
+    Ranks share the files out, so that each is read once for checking.
+
+    Raises:
+        CheckpointError: on every rank, with what the first of them found.
+    """
+    source, error = None, None
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: state.json can't be read ({error})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: state.json holds no JSON object")
-    return state
+        source = StoredState(path)
+        source.verify(sorted(source.files)[ranks.rank :: ranks.world_size])
+        _ = source.state, source.tensors
+    except CheckpointError as found:
+        error = str(found)
+    _raise_everywhere(error, ranks)
+    assert source is not None
+    return source
 
 
-def load(path: Path, parallel: ParallelModel, ranks: Ranks) -> dict[str, Any]:
-    """Put a checkpoint's weights, optimizer state and random state in force.
+def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dict[str, Any]:
+    """Put a checkpoint in force, whatever the ranks and the plan that it was saved under.
+
+    Weights and optimizer values are the saved ones bit for bit, but for row-wise state under
+    another division into columns (see `trainer.reshard`). On as many ranks as before, each goes on
+    with its own random state; on another number each is seeded anew from `seed`, the step, and its
+    place.
 
     Args:
         path: a finished checkpoint.
-        parallel: model and optimizers of the same experiment, on as many ranks as it was saved by.
+        parallel: model and optimizers of the same experiment.
         ranks: this process among all.
+        seed: of the run.
 
     Returns:
         The JSON values that were saved beside the tensors.
 
     Raises:
-        CheckpointError: when it was saved by another number of ranks, or parts are missing.
+        CheckpointError: when files are damaged or missing, or are of another model.
     """
-    state = read_state(path)
-    if state["world_size"] != ranks.world_size:
-        raise CheckpointError(
-            f"{path}: saved by {state['world_size']} ranks, this run has {ranks.world_size}; "
-            "resume on the same number of ranks"
-        )
-    tensors = _tensors(parallel, ranks)
+    source = open_checkpoint(path, ranks)
+    state = source.state
+    make_room(parallel, source.tensors)
+    parts = parts_of(parallel)
+    _check_names(parts, source, ranks)
+    error = None
     try:
-        load_tensors(tensors, checkpoint_id=path)
-    except (RuntimeError, KeyError, OSError, CheckpointException) as error:
-        raise CheckpointError(f"{path}: can't be loaded into this model: {error}") from error
-    parallel.model.load_state_dict(tensors["model"])
-    set_optimizer_state_dict(
-        parallel.network,
-        parallel.optimizer.network_optimizer,
-        tensors["network_optimizer"],
-        options=_FLAT,
-    )
-    torch.set_rng_state(tensors[f"random/rank_{ranks.rank}"])
-    for table, manager in row_managers(parallel.model).items():
-        manager.pending = tensors[f"managed/{table}/rank_{ranks.rank}"]
-    parallel.optimizer.step_number = state["step"]
+        for part in parts:
+            fill(part, source.tensors[part.name], source)
+    except CheckpointError as found:
+        error = str(found)
+    _raise_everywhere(error, ranks)
+    set_step(parallel, state["step"])
+    _set_random_state(source, ranks, seed)
     return state
 
 
-def _tensors(parallel: ParallelModel, ranks: Ranks) -> dict[str, Any]:
-    """Every tensor of the run, by a name that is its own; table state is shared, not copied."""
-    tensors: dict[str, Any] = {
-        "model": parallel.model.state_dict(),
-        "network_optimizer": get_optimizer_state_dict(
-            parallel.network, parallel.optimizer.network_optimizer, options=_FLAT
-        ),
-        f"random/rank_{ranks.rank}": torch.get_rng_state(),
-    }
-    for path, values in parallel.model.fused_optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            tensors[f"fused/{path}/{name}"] = value
-    for table, manager in row_managers(parallel.model).items():
-        tensors[f"managed/{table}/rank_{ranks.rank}"] = manager.pending
-    for table, optimizer in parallel.optimizer.table_optimizers.items():
+def make_room(parallel: ParallelModel, stored: Mapping[str, StoredTensor]) -> None:
+    """Make the optimizer state that optimizers only make in their first step."""
+    optimizer = parallel.optimizer
+    owners: list[tuple[str, Optimizer, torch.nn.Parameter]] = [
+        (f"table/{table}", own, own.param_groups[0]["params"][0])
+        for table, own in optimizer.table_optimizers.items()
+    ]
+    parallel.network.state_dict()  # FSDP2 puts sharded parameters back first
+    owners += [
+        (f"network/{name}", optimizer.network_optimizer, parameter)
+        for name, parameter in parallel.network.named_parameters()
+    ]
+    slots: dict[str, list[str]] = {}
+    for name in stored:
+        owner, state, slot = name.rpartition("/state/")
+        if state:
+            slots.setdefault(owner, []).append(slot)
+    with torch.no_grad():
+        for owner, own, parameter in owners:
+            for slot in slots.get(owner, []):
+                values = own.state[parameter]
+                if slot in values:
+                    continue
+                if stored[f"{owner}/state/{slot}"].shape == ():
+                    values[slot] = torch.zeros((), dtype=torch.float32)
+                else:
+                    values[slot] = torch.zeros_like(parameter.detach())
+
+
+def set_step(parallel: ParallelModel, step: int) -> None:
+    """Let every optimizer and its schedule go on after `step` steps."""
+    parallel.optimizer.step_number = step
+    for optimizer in parallel.optimizer.table_optimizers.values():
         for values in optimizer.state.values():
-            for name, value in values.items():
-                tensors[f"replicated/{table}/{name}"] = value
-    return tensors
+            if values:
+                values["step"] = torch.tensor(float(step))
+    for kernel in fused_kernels(unwrapped(parallel.model).sparse):
+        kernel.emb_module.set_optimizer_step(step)
+        kernel.purge()  # rows that are cached on the device are older than what was just loaded
+
+
+def random_parts(ranks: Ranks) -> list[Part]:
+    """This rank's random state, as parts that are saved."""
+    return [
+        Part(f"random/rank_{ranks.rank}/{kind}", tuple(value.shape), Box.whole(value.shape), value)
+        for kind, value in _random_state(ranks).items()
+    ]
+
+
+def _random_state(ranks: Ranks) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(ranks.device)
+    return states
+
+
+def _set_random_state(source: StoredState, ranks: Ranks, seed: int) -> None:
+    parts = random_parts(ranks)
+    stored = source.tensors
+    if source.state["world_size"] == ranks.world_size and all(p.name in stored for p in parts):
+        for part in parts:
+            fill(part, stored[part.name], source)
+            if part.name.endswith("/cuda"):
+                torch.cuda.set_rng_state(part.tensor, ranks.device)
+            else:
+                torch.set_rng_state(part.tensor)
+        return
+    words = (seed, source.state["step"], ranks.world_size, ranks.rank)
+    digest = hashlib.sha256(json.dumps(words).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    logger.warning(
+        "%s was saved by %d ranks, this run has %d: each rank's random numbers (dropout) are "
+        "seeded anew from seed %d, step %d and its place; training goes on, though not bit for bit",
+        source.path,
+        source.state["world_size"],
+        ranks.world_size,
+        seed,
+        source.state["step"],
+    )
+
+
+def _check_names(parts: list[Part], source: StoredState, ranks: Ranks) -> None:
+    """Refuse a checkpoint that holds more or less than the model."""
+    names = ranks.gather({part.name for part in parts})
+    error = None
+    if names is not None:
+        stored = {name for name in source.tensors if not name.startswith("random/")}
+        expected = set().union(*names)
+        if stored != expected:
+            error = (
+                f"{source.path}: can't be loaded into this model; only in the checkpoint: "
+                f"{_some(stored - expected)}; only in the model: {_some(expected - stored)}"
+            )
+    _raise_everywhere(error, ranks)
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "none"
+
+
+def _raise_everywhere(error: str | None, ranks: Ranks) -> None:
+    """Raise the first rank's error on all, so that none waits for another."""
+    errors = ranks.gather(error)
+    first = next((found for found in errors if found), None) if errors is not None else None
+    if (error := ranks.broadcast(first)) is not None:
+        raise CheckpointError(error)
