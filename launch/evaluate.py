@@ -40,6 +40,7 @@ class EvaluateCommand:
     Args:
         folder: run folder of `farewell train`.
         split: part of the log.
+        ranks: processes to start on this machine; by default as many as trained the run.
         generate: width of a beam; also generate the tokens of positive impressions' items with
             the next-token objective, and set their recall against the most popular tuples.
         json: file to write the metrics to.
@@ -48,6 +49,7 @@ class EvaluateCommand:
 
     folder: Path
     split: SplitName = "test"
+    ranks: int | None = None
     generate: int | None = None
     json: Path | None = None
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -68,7 +70,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def evaluate(command: EvaluateCommand, console: Console) -> None:
-    """Score the split on as many ranks as trained the run; print and write the metrics.
+    """Score the split on any number of ranks; print and write the metrics.
 
     Raises:
         ValueError: when there is no checkpoint, or it was saved with other settings.
@@ -76,10 +78,10 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
     run, experiment = RunFolder(command.folder), command.experiment
     if command.generate is not None:
         check_can_generate(experiment, command.generate)
-    newest = Checkpoints(run.checkpoints, keep=1).newest()
+    newest = Checkpoints(run.checkpoints).newest()
     if newest is None:
         raise ValueError(f"{run.checkpoints}: no complete checkpoint; train first")
-    world_size = read_state(newest)["world_size"]
+    world_size = command.ranks or read_state(newest)["world_size"]
     path = run.path / RunFolder.predictions_of(command.split)
     with console.status(f"scoring {command.split}"):
         run_on_ranks(

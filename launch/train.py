@@ -7,23 +7,27 @@ r"""Train a named experiment, or one of your own.
     torchrun --nproc-per-node 2 -m launch.cli train trm_rankmixer.movielens1m --folder runs/mine
 
 Under torchrun or torchx this process is one of the ranks; otherwise `--ranks` starts them here.
+Told to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C), a run finishes its step, saves, and ends with exit
+code 75; the same command with `--resume` goes on. docs/clusters.md tells of many nodes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from launch.evaluate import run_report
 from launch.named import load_named, name_and_options
+from launch.preflight import print_preflight
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks, under_torchrun
 from launch.terminal import result_console
@@ -31,6 +35,9 @@ from trainer.experiment import Experiment
 from trainer.loop import train
 from trainer.report import print_report, write_report
 from trainer.run_folder import RunFolder, write_json
+from trainer.stop import StoppedError
+from trainer.warm_start import WarmStart
+from trainer.watchdog import HANG_SECONDS, collective_timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,16 @@ class TrainCommand:
         resume: go on from the newest complete checkpoint of `folder`.
         ranks: processes to start on this machine (under torchrun, torchrun decides).
         plan: sharding plan to execute, from `farewell plan` or an earlier run.
+        hang_seconds: time without a step, an evaluated batch or a checkpoint after which the run
+            ends, naming the rank that holds the others up.
+        preflight: on several hosts, first let every rank exchange with every other.
+        warm_start: run or checkpoint to begin with: what fits by name, shape and meaning is taken
+            over, and `warm_start.json` in the run folder tells what became of each tensor.
+        warm_start_parts: the network alone, the tables alone, or both.
+        warm_start_tables: tables to take over; all that fit by default.
+        warm_start_optimizer: take optimizer state over as well.
+        warm_start_remap: folder that `farewell tokenize --drift-from` wrote, for token tables that
+            were trained with another vocabulary.
         json: file to write the result to.
         experiment: what is trained.
     """
@@ -50,6 +67,13 @@ class TrainCommand:
     resume: bool = False
     ranks: int = 1
     plan: Path | None = None
+    hang_seconds: float = HANG_SECONDS
+    preflight: bool = True
+    warm_start: Path | None = None
+    warm_start_parts: Literal["all", "dense", "tables"] = "all"
+    warm_start_tables: tuple[str, ...] = ()
+    warm_start_optimizer: bool = False
+    warm_start_remap: Path | None = None
     json: Path | None = None
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
@@ -65,10 +89,20 @@ def main(args: Sequence[str]) -> None:
         args=options,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
-    folder = command.folder or _folder(command)
-    if not under_torchrun():
-        command.experiment.check_ranks(command.ranks)
-        prepare(command.experiment, Console())
+    if under_torchrun():
+        folder = _train_as_rank(command)
+    else:
+        folder = command.folder or _folder(command)
+        _train_here(command, folder)
+    if os.environ.get("RANK", "0") == "0":
+        _tell(command, RunFolder(folder))
+
+
+def _train_here(command: TrainCommand, folder: Path) -> None:
+    """Start the ranks on this machine."""
+    command.experiment.check_ranks(command.ranks)
+    prepare(command.experiment, Console())
+    try:
         run_on_ranks(
             train,
             command.ranks,
@@ -76,14 +110,57 @@ def main(args: Sequence[str]) -> None:
             folder,
             command.resume,
             command.plan,
+            command.hang_seconds,
+            _warm_start(command),
             log_folder=folder / "log",
         )
-    elif command.folder is None:
+    except StoppedError as error:
+        raise StoppedError(f"{error}; to go on: --folder {folder} --resume") from error
+
+
+def _train_as_rank(command: TrainCommand) -> Path:
+    """Be one of the ranks that torchrun started, on this host and perhaps others."""
+    if command.folder is None:
         raise ValueError("under torchrun every rank must agree on the run folder: give --folder")
-    else:
-        train(command.experiment, folder, command.resume, command.plan)
-    if os.environ.get("RANK", "0") == "0":
-        _tell(command, RunFolder(folder))
+    if command.ranks != TrainCommand.ranks:
+        raise ValueError(f"--ranks {command.ranks}: under torchrun, --nproc-per-node decides")
+    several_hosts = os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]
+    if several_hosts and command.preflight:
+        print_preflight(collective_timeout=collective_timeout(command.hang_seconds))
+    train(
+        command.experiment,
+        command.folder,
+        command.resume,
+        command.plan,
+        command.hang_seconds,
+        _warm_start(command),
+    )
+    return command.folder
+
+
+def _warm_start(command: TrainCommand) -> WarmStart | None:
+    """What to begin with, as the options say."""
+    if command.warm_start is None:
+        for name in ("parts", "tables", "optimizer", "remap"):
+            option = f"warm_start_{name}"
+            if getattr(command, option) != getattr(TrainCommand, option):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} has no effect without --warm-start; name the "
+                    "run or checkpoint to begin with"
+                )
+        return None
+    if command.resume:
+        raise ValueError(
+            "--warm-start begins a run and --resume goes on with one; leave one of them out (a "
+            "resumed run remembers what it was warm-started from)"
+        )
+    return WarmStart(
+        checkpoint=command.warm_start.resolve(),
+        parts=command.warm_start_parts,
+        tables=command.warm_start_tables,
+        optimizer_state=command.warm_start_optimizer,
+        remap=None if command.warm_start_remap is None else command.warm_start_remap.resolve(),
+    )
 
 
 def _folder(command: TrainCommand) -> Path:
@@ -102,9 +179,28 @@ def _tell(command: TrainCommand, run: RunFolder) -> None:
     if command.json is not None:
         write_json(command.json, result)
     console = result_console()
+    if run.warm_start_report.exists():
+        console.print(warm_start_table(json.loads(run.warm_start_report.read_text())))
     report = run_report(command.experiment, run, "test")
     print_report(report, console)
     write_report(run.path, report)
     console.print(
         f"{run.path}: report.html; tensorboard --logdir {run.tensorboard}", soft_wrap=True
     )
+
+
+def warm_start_table(taken: Sequence[Mapping[str, Any]]) -> Table:
+    """What a warm start took over, left behind and began anew; tensors of the network as one."""
+    table = Table(title="warm start")
+    for column in ("what", "outcome", "why"):
+        table.add_column(column)
+    network: dict[tuple[str, str], int] = {}
+    for one in taken:
+        if one["name"].startswith("network/"):
+            reason = (one["outcome"], one["why"] if one["outcome"] in ("taken", "left") else "")
+            network[reason] = network.get(reason, 0) + 1
+        else:
+            table.add_row(one["name"], one["outcome"], one["why"])
+    for (outcome, why), count in network.items():
+        table.add_row(f"{count} tensors of the network", outcome, why)
+    return table

@@ -54,6 +54,13 @@ def plan_file(plan: ShardingPlan, tables: Sequence[TableSpec], num_ranks: int) -
     }
 
 
+def given_plan(values: Mapping[str, Any], num_ranks: int) -> dict[str, Any]:
+    """What `plan_file` or `plan_to_json` gave, with the number of ranks that is to execute it."""
+    if "modules" in values:
+        return dict(values)
+    return {"num_ranks": num_ranks, "modules": dict(values)}
+
+
 def plan_from_json(
     values: Mapping[str, Any],
     tables: Sequence[TableSpec],

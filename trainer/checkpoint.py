@@ -128,7 +128,7 @@ def open_checkpoint(path: Path, ranks: Ranks) -> StoredState:
         _ = source.state, source.tensors
     except CheckpointError as found:
         error = str(found)
-    _raise_everywhere(error, ranks)
+    raise_everywhere(error, ranks)
     assert source is not None
     return source
 
@@ -164,7 +164,7 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dic
             fill(part, source.tensors[part.name], source)
     except CheckpointError as found:
         error = str(found)
-    _raise_everywhere(error, ranks)
+    raise_everywhere(error, ranks)
     set_step(parallel, state["step"])
     _set_random_state(source, ranks, seed)
     return state
@@ -263,7 +263,7 @@ def _check_names(parts: list[Part], source: StoredState, ranks: Ranks) -> None:
                 f"{source.path}: can't be loaded into this model; only in the checkpoint: "
                 f"{_some(stored - expected)}; only in the model: {_some(expected - stored)}"
             )
-    _raise_everywhere(error, ranks)
+    raise_everywhere(error, ranks)
 
 
 def _some(names: set[str]) -> str:
@@ -271,7 +271,7 @@ def _some(names: set[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "none"
 
 
-def _raise_everywhere(error: str | None, ranks: Ranks) -> None:
+def raise_everywhere(error: str | None, ranks: Ranks) -> None:
     """Raise the first rank's error on all, so that none waits for another."""
     errors = ranks.gather(error)
     first = next((found for found in errors if found), None) if errors is not None else None

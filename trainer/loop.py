@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
+import math
 import time
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from torchrec.distributed.types import ShardingPlan
 
-from sharding.plan_io import plan_from_json, plan_to_json
-from sharding.tables import parameters_by_role
-from trainer.batch import Batch
-from trainer.checkpoint import CheckpointError, Checkpoints, load, read_state
+from sharding.plan_io import given_plan, plan_to_json
+from trainer.checkpoint import CheckpointError, Checkpoints, load
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.data.dataset import Dataset
 from trainer.data.reader import InteractionReader
 from trainer.data.schema import RowRange
-from trainer.distributed import Ranks, runs_bf16_natively, start_ranks
+from trainer.distributed import Ranks, memory_per_rank, start_ranks
 from trainer.experiment import Experiment
-from trainer.flops import training_flops
-from trainer.metrics import auc, log_loss
-from trainer.models.ranking_model import Precision, RankingModel
-from trainer.parallelize import ParallelModel, parallelize
+from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
 from trainer.predictions import Predictions
+from trainer.resumption import check_resumable, training_fingerprint
+from trainer.run_cost import Clock, peak_memory_bytes, run_cost
 from trainer.run_folder import RunFolder, log_to, write_json
 from trainer.run_inputs import (
     FLOPS_BATCH,
@@ -40,8 +35,15 @@ from trainer.run_inputs import (
     load_tokens,
     sample_dense,
 )
+from trainer.run_model import build_model, resolve_precision
 from trainer.scoring import score
-from trainer.tracking import TokenUse, Tracker, squared_norms
+from trainer.step_metrics import StepMetrics
+from trainer.stop import StopNotice, StoppedError
+from trainer.tracking import TokenUse, Tracker
+from trainer.validation import validation_metrics
+from trainer.warm_start import WarmStart
+from trainer.warm_start import warm_start as warm_start_model
+from trainer.watchdog import HANG_SECONDS, Watchdog, collective_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,12 @@ SplitName = Literal["train", "valid", "test"]
 
 
 def train(
-    experiment: Experiment, folder: Path, resume: bool = False, plan: Path | None = None
+    experiment: Experiment,
+    folder: Path,
+    resume: bool = False,
+    plan: Path | None = None,
+    hang_seconds: float = HANG_SECONDS,
+    warm_start: WarmStart | None = None,
 ) -> None:
     """Train, evaluate and leave a run folder; every rank calls this.
 
@@ -59,13 +66,18 @@ def train(
         resume: go on from the newest finished checkpoint; without one, start anew.
         plan: `plan.json` of `farewell plan` (or of a run) that is executed instead of asking the
             planner; the run keeps it for its resumption and evaluation.
+        hang_seconds: without a step, an evaluated batch or a checkpoint, after which the run ends
+            and names the rank that holds the others up.
+        warm_start: what to take over from another run before the first step; the run keeps it in
+            case that it is resumed before its first checkpoint.
 
     Raises:
         PlanMismatchError: when the plan was made for other tables, ranks or devices.
         ValueError: for whatever is wrong with experiment, data, tokens or checkpoint.
         NonFiniteLossError: when the loss is NaN or infinite.
+        StoppedError: when a rank was told to stop; the run is saved.
     """
-    ranks = start_ranks()
+    ranks = start_ranks(collective_timeout(hang_seconds))
     experiment.check_ranks(ranks.world_size)
     run = RunFolder(folder)
     if not resume and run.checkpoints.exists():
@@ -75,10 +87,16 @@ def train(
     if ranks.is_first:
         run.create(experiment)
         if plan is not None:
-            write_json(run.given_plan, json.loads(plan.read_text()))
+            write_json(run.given_plan, given_plan(json.loads(plan.read_text()), ranks.world_size))
+        if warm_start is not None:
+            write_json(run.given_warm_start, warm_start.to_dict())
     ranks.barrier()
     log_to(run.log(ranks.rank))
-    Trainer(experiment, run, ranks).run(resume=resume)
+    with StopNotice() as stop:
+        watchdog = Watchdog(ranks, hang_seconds, run.log(ranks.rank))
+        trainer = Trainer(experiment, run, ranks, stop, watchdog)
+        with watchdog:
+            trainer.run(resume=resume)
 
 
 def score_split(experiment: Experiment, folder: Path, split: SplitName, path: Path) -> None:
@@ -107,19 +125,6 @@ def score_split(experiment: Experiment, folder: Path, split: SplitName, path: Pa
     ranks.barrier()
 
 
-@dataclass
-class Clock:
-    """Time and samples spent in training steps, without evaluation and checkpoints."""
-
-    seconds: float = 0.0
-    samples: int = 0
-
-    @property
-    def samples_per_s(self) -> float:
-        """Throughput over all ranks."""
-        return self.samples / self.seconds if self.seconds else float("nan")
-
-
 class Trainer:
     """Everything that one rank holds during a run.
 
@@ -127,12 +132,23 @@ class Trainer:
         experiment: what to do.
         run: where results go.
         ranks: this process among all.
+        stop: notice of stop signals.
+        watchdog: that ends the run when it stands still.
     """
 
-    def __init__(self, experiment: Experiment, run: RunFolder, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: RunFolder,
+        ranks: Ranks,
+        stop: StopNotice | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self.experiment = experiment
         self.run_folder = run
         self.ranks = ranks
+        self.stop_notice = stop or StopNotice()
+        self.watchdog = watchdog or Watchdog(ranks, HANG_SECONDS, run.log(ranks.rank))
         train_config, data = experiment.train, experiment.data
         self.dataset = Dataset.open(data.folder, data.schema)
         self.splits = self.dataset.split(data.split)
@@ -156,21 +172,38 @@ class Trainer:
             self.num_steps = min(self.num_steps, train_config.max_steps)
         self.precision = resolve_precision(experiment, ranks)
         self.parallel = self._build()
-        self.checkpoints = Checkpoints(run.checkpoints, train_config.keep_checkpoints)
+        self.checkpoints = Checkpoints(run.checkpoints)
+        self.writer = CheckpointWriter(
+            self.checkpoints,
+            ranks,
+            keep=train_config.keep_checkpoints,
+            keep_best=train_config.keep_best,
+            staging_bytes=train_config.checkpoint_memory_bytes or memory_per_rank(ranks)[1] // 4,
+        )
+        self.validation: dict[str, float] = {}
         self.step = 0
         self.clock = Clock()
 
     def run(self, *, resume: bool) -> None:
         """Train to the end, score the test part, write `result.json`."""
-        newest = self.checkpoints.newest() if resume else None
+        newest = self.ranks.broadcast(self.checkpoints.newest()) if resume else None
         if newest is not None:
-            self.restore(newest)
+            with self.watchdog.paused():
+                self.restore(newest)
+        elif self.run_folder.given_warm_start.exists():
+            with self.watchdog.paused():
+                self._start_warm()
         pipeline = RankingPipeline(
-            self.parallel, self.ranks, self.run_folder.path / "non_finite_batch"
+            self.parallel,
+            self.ranks,
+            self.run_folder.path / "non_finite_batch",
+            self.stop_notice,
         )
         self.parallel.model.train()
-        with self._tracker() as tracker:
+        with closing(self.writer), self._tracker() as tracker:
             self._train(pipeline, tracker)
+            with self.watchdog.paused():
+                self.writer.wait()
         predictions = self.score(self.splits.test)
         peak_bytes = int(
             self.ranks.all_reduce(
@@ -179,49 +212,33 @@ class Trainer:
         )
         if predictions is not None:
             predictions.save(self.run_folder.path / RunFolder.predictions_of("test"))
-            write_json(self.run_folder.result, self._cost(peak_bytes))
+            cost = run_cost(
+                self.experiment,
+                self.dataset.schema,
+                self.parallel,
+                sample=last_batch(self.dataset, self.item_features, self.splits.train, FLOPS_BATCH),
+                clock=self.clock,
+            )
+            write_json(
+                self.run_folder.result,
+                {
+                    **cost,
+                    "num_ranks": self.ranks.world_size,
+                    "precision": self.precision,
+                    "peak_rss_bytes": peak_bytes,
+                },
+            )
         self.ranks.barrier()
 
     def _build(self) -> ParallelModel:
-        experiment, ranks = self.experiment, self.ranks
-        schema = self.dataset.schema
-        torch.manual_seed(experiment.train.seed)
-        model = RankingModel(
-            experiment.model,
-            tables=experiment.tables,
-            num_dense=len(schema.dense_features),
-            num_tasks=len(schema.labels),
-            num_histories=len(schema.histories),
-            sparse_device=torch.device("meta"),
+        return build_model(
+            self.experiment,
+            self.dataset.schema,
+            self.ranks,
             precision=self.precision,
-        )
-        model.network.dense_encoding.fit(
-            sample_dense(self.dataset, self.item_features, self.splits.train)
-        )
-        # Ranks differ from here on: each makes its own shards and its own dropout masks.
-        torch.manual_seed(experiment.train.seed * 100_003 + ranks.rank)
-        return parallelize(
-            model,
-            tables=experiment.tables,
-            ranks=ranks,
-            optim=experiment.optim,
-            sharding=experiment.sharding,
-            batch_size=experiment.train.batch_size // ranks.world_size,
+            sample_SF=sample_dense(self.dataset, self.item_features, self.splits.train),
             num_steps=self.num_steps,
-            plan=self._given_plan(),
-        )
-
-    def _given_plan(self) -> ShardingPlan | None:
-        """The plan that the run was started with, where it was."""
-        path = self.run_folder.given_plan
-        if not path.exists():
-            return None
-        return plan_from_json(
-            json.loads(path.read_text()),
-            self.experiment.tables,
-            num_ranks=self.ranks.world_size,
-            ranks_per_node=self.ranks.local_world_size,
-            device=self.ranks.device.type,
+            given_plan=self.run_folder.given_plan,
         )
 
     def restore(self, path: Path) -> None:
@@ -230,34 +247,45 @@ class Trainer:
         Raises:
             CheckpointError: when it was saved by other settings.
         """
-        found = read_state(path).get("experiment")
-        expected = self.experiment.fingerprint
-        if found != expected:
-            raise CheckpointError(
-                f"{path}: saved by an experiment with fingerprint {str(found)[:12]}, this one is "
-                f"{expected[:12]}; resume with the settings in {self.run_folder.path}/config.json "
-                "or train into another folder"
-            )
-        if self.tokens is not None:
-            self.tokens.check_vocabulary(read_state(path)["vocabulary"], of=str(path))
-        state = load(path, self.parallel, self.ranks)
+        check_resumable(path, self.experiment, self.tokens)
+        state = load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
         self.reader.load_state_dict(state["reader"])
         self.step = state["step"]
         self.clock = Clock(state["clock"]["seconds"], state["clock"]["samples"])
         logger.info("resumed %s", path)
 
-    def _save(self) -> None:
-        self.checkpoints.save(
+    def _start_warm(self) -> None:
+        """Take over what the run was told to, and leave a report."""
+        config = WarmStart.from_dict(json.loads(self.run_folder.given_warm_start.read_text()))
+        taken = warm_start_model(
+            config, self.parallel, self.ranks, experiment=self.experiment, tokens=self.tokens
+        )
+        if self.ranks.is_first:
+            write_json(self.run_folder.warm_start_report, [asdict(one) for one in taken])
+
+    def _save(self) -> dict[str, float]:
+        """Begin a checkpoint; what it costs."""
+        cost = self.writer.save(
             self.parallel,
-            self.ranks,
             step=self.step,
             state={
-                "experiment": self.experiment.fingerprint,
+                "experiment": training_fingerprint(self.experiment),
                 "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
+                "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},
+                "validation": {k: v for k, v in self.validation.items() if math.isfinite(v)},
+            },
+            documents={
+                "config": self.experiment.to_dict(),
+                "plan": plan_to_json(self.parallel.plan),
             },
         )
+        self.validation = {}
+        return {
+            "checkpoint/seconds_stalled": cost.seconds_stalled,
+            "checkpoint/bytes": float(cost.num_bytes),
+        }
 
     def _tracker(self) -> Tracker | nullcontext[None]:
         if not self.ranks.is_first:
@@ -273,33 +301,47 @@ class Trainer:
 
     def _train(self, pipeline: RankingPipeline, tracker: Tracker | None) -> None:
         config = self.experiment.train
-        use = TokenUse(
-            num_levels=self.tokens.num_levels if self.tokens else 0,
-            num_codes=self.tokens.num_codes if self.tokens else 0,
+        metrics = StepMetrics(
+            self.experiment,
+            self.parallel,
+            self.ranks,
+            num_steps=self.num_steps,
+            use=TokenUse(
+                num_levels=self.tokens.num_levels if self.tokens else 0,
+                num_codes=self.tokens.num_codes if self.tokens else 0,
+            ),
         )
-        losses: list[float] = []
         with closing(iter(self.reader)) as batches:
             while self.step < self.num_steps:
                 stop = self._next_stop()
                 # The pipeline holds batches in flight; it is drained where the run evaluates or
                 # saves, so that weights, optimizer state and place in the data agree.
-                pipeline.read_from(self._watched(islice(batches, stop - self.step), use))
-                while self.step < stop:
-                    self._train_step(pipeline, losses)
+                pipeline.read_from(metrics.watch(islice(batches, stop - self.step)))
+                while self.step < stop and self._train_step(pipeline, metrics):
                     if tracker is not None:
                         tracker.advance(self.step)
                     if self.step % config.log_every == 0 or self.step == self.num_steps:
-                        values = self._step_metrics(pipeline, losses, use)
-                        losses.clear()
+                        values = metrics.take(self.step, pipeline)
                         if tracker is not None:
                             tracker.log(self.step, self.clock.samples, values)
                 pipeline.detach()
+                if pipeline.stopping:  # before all else: time may be short
+                    with self.watchdog.paused():
+                        self._save()
+                        self.writer.wait()
                 if self._is_due(config.eval_every or self.steps_per_epoch):
-                    values = self._evaluate()
+                    self.validation = self._evaluate()
+                    if tracker is not None:
+                        tracker.log(self.step, self.clock.samples, self.validation)
+                if pipeline.stopping:
+                    received = self.stop_notice.received
+                    told = "another rank" if received is None else received.name
+                    raise StoppedError(f"told to stop ({told}): saved after step {self.step}")
+                if self._is_due(config.checkpoint_every):
+                    with self.watchdog.paused():
+                        values = self._save()
                     if tracker is not None:
                         tracker.log(self.step, self.clock.samples, values)
-                if self._is_due(config.checkpoint_every):
-                    self._save()
 
     def _next_stop(self) -> int:
         """The next step after which the run evaluates, saves or ends."""
@@ -311,70 +353,28 @@ class Trainer:
     def _is_due(self, every: int | None) -> bool:
         return self.step == self.num_steps or (every is not None and self.step % every == 0)
 
-    def _train_step(self, pipeline: RankingPipeline, losses: list[float]) -> None:
+    def _train_step(self, pipeline: RankingPipeline, metrics: StepMetrics) -> bool:
+        """Train on a batch; False when the run is told to stop and no batch is in flight."""
+        self.watchdog.beat()
+        self.writer.check()
         start = time.perf_counter()
-        pipeline.step()
+        try:
+            outputs = pipeline.step()
+        except StopIteration:
+            assert pipeline.stopping
+            return False
         self.clock.seconds += time.perf_counter() - start
         self.clock.samples += self.experiment.train.batch_size
         self.step += 1
-        losses.append(pipeline.loss)
-
-    def _watched(self, batches: Iterator[Batch], use: TokenUse) -> Iterator[Batch]:
-        for batch in batches:
-            use.add(batch.items)
-            yield batch
-
-    def _step_metrics(
-        self, pipeline: RankingPipeline, losses: list[float], use: TokenUse
-    ) -> dict[str, float]:
-        """Numbers of the steps since the last call; every rank takes part in the sums."""
-        optim = self.experiment.optim
-        factor = optim.factor(self.step - 1, self.num_steps)
-        seconds = pipeline.take_seconds()
-        num_samples = len(losses) * self.experiment.train.batch_size
-        weights = {
-            path.split(".")[-2]: weight for path, weight in self.parallel.sparse_weights().items()
-        }
-        squares = squared_norms(weights)
-        names = [table.name for table in self.experiment.tables]
-        total = self.ranks.all_reduce(
-            torch.tensor(
-                [squares.get(name, 0.0) for name in names],
-                dtype=torch.float64,
-                device=self.ranks.device,
-            )
-        )
-        replicated = self.parallel.optimizer.table_optimizers
-        return {
-            "train/loss": float(np.mean(losses)),
-            "train/gradient_norm": self.parallel.optimizer.gradient_norm,
-            "train/dense_lr": optim.dense_lr * factor,
-            "train/sparse_lr": optim.sparse_lr * factor,
-            "throughput/samples_per_s": num_samples / seconds["step"],
-            **{f"step_ms/{part}": 1e3 * s / len(losses) for part, s in seconds.items()},
-            **{
-                f"table_norm/{name}": float(square) ** 0.5
-                / (self.ranks.world_size**0.5 if name in replicated else 1.0)
-                for name, square in zip(names, total, strict=True)
-            },
-            **use.take(len(losses)),
-        }
+        metrics.add(pipeline.loss, outputs.losses)
+        return True
 
     def _evaluate(self) -> dict[str, float]:
-        """AUC and LogLoss of each task on the validation part; empty on ranks above 0."""
-        rows = self.splits.valid
-        predictions = self.score(rows)
+        """Quality on the validation part; empty on ranks above 0."""
+        predictions = self.score(self.splits.valid)
         if predictions is None:
             return {}
-        scores = predictions.aligned(rows)
-        labels = self.dataset.read(rows, self.dataset.schema.labels)
-        values = {}
-        for task, probabilities in scores.items():
-            values[f"valid/{task}_auc"] = auc(labels[task].astype(np.float64), probabilities)
-            values[f"valid/{task}_logloss"] = log_loss(
-                labels[task].astype(np.float64), probabilities
-            )
-        return values
+        return validation_metrics(self.dataset, self.splits.valid, predictions)
 
     def score(self, rows: RowRange) -> Predictions | None:
         """Probabilities of a range of rows, on rank 0; None elsewhere."""
@@ -389,49 +389,5 @@ class Trainer:
             seed=0,
             drop_last=False,
         )
-        return score(self.parallel.model, reader, self.ranks, self.dataset.schema.labels)
-
-    def _cost(self, peak_bytes: int) -> dict[str, Any]:
-        """What the run cost and how large its model is."""
-        tables = self.experiment.tables
-        network = self.parallel.network
-        sample = last_batch(self.dataset, self.item_features, self.splits.train, FLOPS_BATCH)
-        return {
-            "dense_params": sum(parameter.numel() for parameter in network.parameters()),
-            "sparse_params": parameters_by_role(tables),
-            "sparse_bytes": sum(table.num_bytes for table in tables),
-            "sparse_state_bytes": sum(table.num_state_bytes for table in tables),
-            "batch_size": self.experiment.train.batch_size,
-            "flops_batch": sample.batch_size,
-            "flops_per_batch": training_flops(
-                self.experiment.model,
-                tables=tables,
-                num_tasks=len(self.dataset.schema.labels),
-                num_histories=len(self.dataset.schema.histories),
-                batch=sample,
-            ),
-            "samples_per_s": self.clock.samples_per_s,
-            "train_seconds": self.clock.seconds,
-            "samples": self.clock.samples,
-            "num_ranks": self.ranks.world_size,
-            "precision": self.precision,
-            "uses_fsdp": self.parallel.uses_fsdp,
-            "peak_rss_bytes": peak_bytes,
-        }
-
-
-def resolve_precision(experiment: Experiment, ranks: Ranks) -> Precision:
-    """The precision in force; `auto` is bf16 where the processor multiplies it natively."""
-    precision = experiment.train.precision
-    if precision == "auto":
-        resolved: Precision = "bf16" if runs_bf16_natively(ranks.device) else "fp32"
-        logger.info("precision: %s", resolved)
-        return resolved
-    if precision == "bf16" and not runs_bf16_natively(ranks.device):
-        logger.warning("train.precision is bf16, but this processor emulates it: expect it slower")
-    return precision
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        batches = self.watchdog.beating(reader)
+        return score(self.parallel.model, batches, self.ranks, self.dataset.schema.labels)

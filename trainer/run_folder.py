@@ -71,6 +71,16 @@ class RunFolder:
         """Sharding plan that the run was told to execute, where it was."""
         return self.path / "given_plan.json"
 
+    @property
+    def given_warm_start(self) -> Path:
+        """What the run was told to take over from another, where it was."""
+        return self.path / "given_warm_start.json"
+
+    @property
+    def warm_start_report(self) -> Path:
+        """What became of each table and tensor in a warm start."""
+        return self.path / "warm_start.json"
+
     def log(self, rank: int) -> Path:
         """Log file of one rank."""
         return self.path / "log" / f"rank_{rank}.log"

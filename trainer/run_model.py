@@ -43,7 +43,7 @@ def build_model(
         precision: of the network.
         sample_SF: dense features of some training rows, for the bins; the same on every rank.
         num_steps: length of the schedule.
-        given_plan: file of a plan that is executed, where it exists.
+        given_plan: file of a plan that is executed, where it exists and is for as many ranks.
 
     Raises:
         PlanMismatchError: when the plan was made for other tables, ranks or devices.
@@ -60,7 +60,6 @@ def build_model(
             roles=experiment.context_roles,
             sparse_device=torch.device("meta"),
             precision=precision,
-            roles=experiment.context_roles,
         )
     model.network.dense_encoding.fit(sample_SF)
     # Ranks differ in what they draw from here on: shards of tables, dropout masks.
@@ -85,8 +84,17 @@ def _read_plan(path: Path, experiment: Experiment, ranks: Ranks) -> ShardingPlan
     """The plan that the run was started with, where it was."""
     if not path.exists():
         return None
+    values = json.loads(path.read_text())
+    if values["num_ranks"] != ranks.world_size:
+        logger.warning(
+            "the run was started with a plan for %d ranks and goes on with %d: planned anew; give "
+            "--plan to choose",
+            values["num_ranks"],
+            ranks.world_size,
+        )
+        return None
     return plan_from_json(
-        json.loads(path.read_text()),
+        values,
         experiment.tables,
         num_ranks=ranks.world_size,
         ranks_per_node=ranks.local_world_size,

@@ -11,7 +11,7 @@ whose ids are hashed into its rows can't grow, since every id would land elsewhe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,13 @@ from torch import Tensor
 
 from sharding.tables import TableSpec
 from tokenization.artifact import TokenArtifact
-from trainer.checkpoint import CheckpointError, Checkpoints, make_room, open_checkpoint
+from trainer.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    make_room,
+    open_checkpoint,
+    raise_everywhere,
+)
 from trainer.distributed import Ranks
 from trainer.experiment import Experiment
 from trainer.modules.hybrid_tokens import ITEM_ID
@@ -135,6 +141,24 @@ def warm_start(
         make_room(parallel, source.tensors)
     parts = parts_of(parallel)
     taken = {part.name: choice.outcome(part) for part in parts if "/state/" not in part.name}
+    error = None
+    try:
+        _fill_all(parts, taken, choice, source)
+    except CheckpointError as found:
+        error = str(found)
+    raise_everywhere(error, ranks)
+    for kernel in fused_kernels(unwrapped(parallel.model).sparse):
+        kernel.purge()  # rows that are cached on the device are older than what was just loaded
+    report = _joined(taken.values(), source, ranks)
+    if not any(one.outcome in ("taken", "grown", "remapped") for one in report):
+        raise CheckpointError(f"{source.path}: nothing of it fits this model: {report[0].why}")
+    logger.info("warm start from %s: %s", source.path, counts(report))
+    return report
+
+
+def _fill_all(
+    parts: Sequence[Part], taken: Mapping[str, Taken], choice: _Choice, source: StoredState
+) -> None:
     for part in parts:
         owner, is_state, _ = part.name.partition("/state/")
         whole = f"{owner}/{'weight' if owner.startswith('table/') else 'value'}"
@@ -148,13 +172,6 @@ def warm_start(
             fill_remapped(part, stored, source, choice.remap(part))
         else:
             fill_rows(part, stored, source)
-    for kernel in fused_kernels(unwrapped(parallel.model).sparse):
-        kernel.purge()  # rows that are cached on the device are older than what was just loaded
-    report = _joined(taken.values(), source, ranks)
-    if not any(one.outcome in ("taken", "grown", "remapped") for one in report):
-        raise CheckpointError(f"{source.path}: nothing of it fits this model: {report[0].why}")
-    logger.info("warm start from %s: %s", source.path, counts(report))
-    return report
 
 
 def counts(report: Sequence[Taken]) -> dict[str, int]:
@@ -247,7 +264,8 @@ class _Choice:
             return Taken(part.name, "taken")
         sizes = f"{stored.shape[0]} -> {part.shape[0]} rows"
         if table.name in self._hashed:
-            return Taken(part.name, "new", f"{sizes}, but what a row stands for depends on their number")
+            why = f"{sizes}, but what a row stands for depends on their number"
+            return Taken(part.name, "new", why)
         if stored.shape[0] > part.shape[0]:
             return Taken(part.name, "new", f"{sizes}: fewer than were trained")
         return Taken(part.name, "grown", sizes)
