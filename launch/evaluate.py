@@ -4,12 +4,14 @@ r"""Metrics of a run on a part of the log, with intervals, and AUC by bucket.
     farewell evaluate trm_rankmixer.movielens1m --folder runs/mine --split valid --json valid.json
     farewell evaluate mine.py:with_next_token --folder runs/mine --generate 50
 
-Settings that were changed on the command line of `farewell train` must be given again.
+Settings that were changed on the command line of `farewell train` must be given again. It runs on
+as many ranks as trained the run; under torchrun or torchx this process is one of them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +95,8 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
             path,
             log_folder=command.folder / "log",
         )
-    report = run_report(experiment, run, command.split)
-    print_report(report, console)
+    generated = run.path / f"generated_{command.split}.json"
     if command.generate is not None:
-        path = run.path / f"generated_{command.split}.json"
         with console.status(f"generating for {command.split}"):
             run_on_ranks(
                 generate_split,
@@ -105,10 +105,15 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
                 command.folder,
                 command.split,
                 command.generate,
-                path,
+                generated,
                 log_folder=command.folder / "log",
             )
-        report["generation"] = json.loads(path.read_text())
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks; the first one tells
+        return
+    report = run_report(experiment, run, command.split)
+    print_report(report, console)
+    if command.generate is not None:
+        report["generation"] = json.loads(generated.read_text())
         console.print(generation_table(report["generation"]))
     if command.json is not None:
         write_json(command.json, report)
