@@ -45,7 +45,7 @@ def run_cost(
         clock: of the run's steps.
     """
     tables = experiment.tables
-    counted_for = {
+    counted_for: dict[str, Any] = {
         "tables": tables,
         "num_tasks": len(schema.labels),
         "num_histories": len(schema.histories),

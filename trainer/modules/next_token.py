@@ -252,7 +252,7 @@ class NextToken(nn.Module):
             if project is None:
                 continue
             parts = [by_feature[name] for name in names]
-            parts += [dense_BFQ[:, column] for column in columns] + others
+            parts += [dense_BFQ[:, list(columns)].flatten(1), *others]
             x_BF = torch.cat([part.float() for part in parts], dim=1)
             if rows is not None:
                 x_BF = x_BF.index_select(0, rows)

@@ -71,7 +71,8 @@ class SemiCausalBlock(nn.Module):
             )
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.query_key_value = nn.Linear(dim, 3 * dim)
+        # A bias of the keys changes nothing: the softmax takes it out again.
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.attention_out = nn.Linear(dim, dim)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn_in = nn.Linear(dim, int(dim * expansion))

@@ -4,15 +4,18 @@ import pytest
 
 from tests.integration.tiny_model import (
     DIM,
+    NUM_CODES,
     NUM_DENSE,
     NUM_HISTORIES,
     NUM_LEVELS,
     NUM_TASKS,
     OPTIMIZERS,
+    ROLES,
     Case,
     batches_of_ranks,
 )
-from trainer.flops import training_flops
+from trainer.flops import next_token_flops, training_flops
+from trainer.modules.next_token import NextTokenConfig
 
 DENSE_BINS, DENSE_DIM, ITEM_DIM, ITEM_HIDDEN = 4, 8, 8, 12
 
@@ -58,3 +61,42 @@ def test_count_equals_a_count_by_hand(fsdp, batch_size):
         batch=batch,
     )
     assert found == expected(case, batch)
+
+
+def transformer(rows, tokens, past, dim, hidden, *, output_is_read=True):
+    """A block; where nothing reads its output, only keys and values go back."""
+    after = linear(rows * tokens, dim, dim) + mlp(rows * tokens, [dim, hidden, dim])
+    products = 2 * 2 * rows * tokens * (past + tokens) * dim
+    if output_is_read:
+        products *= 3
+    else:
+        after //= 3
+    return linear(rows * tokens, dim, 3 * dim) + products + after
+
+
+@pytest.mark.parametrize("negatives", [0, 12, 24])
+def test_generative_objective_is_counted_for_positives_alone(negatives):
+    config = NextTokenConfig(dim=8, num_layers=3, num_heads=2, expansion=2.0)
+    case = Case(name="flops", num_steps=1, next_token=config, negatives=negatives)
+    ((batch,),) = batches_of_ranks(case, 1)
+    counted_for = {
+        "tables": case.tables(),
+        "num_tasks": NUM_TASKS,
+        "num_histories": NUM_HISTORIES,
+        "roles": ROLES,
+        "batch": batch,
+    }
+    found = next_token_flops(case.config(), **counted_for)
+    whole = training_flops(case.config(), **counted_for)
+    assert whole - found == expected(case, batch)
+    rows = int((batch.labels_BN[:, 0] == 1).sum())
+    assert (rows == 0) == (negatives == 24)
+    query = 2 * DIM + DENSE_BINS
+    user = DIM + DENSE_BINS + ITEM_DIM
+    by_hand = linear(rows, query, 2 * 8) + linear(rows, user, 2 * 8)
+    by_hand += 2 * transformer(rows, 4, 0, 8, 16)
+    by_hand += transformer(rows, 4, 0, 8, 16, output_is_read=False)
+    by_hand += linear(rows * (NUM_LEVELS - 1), DIM, 8)
+    by_hand += 3 * transformer(rows, NUM_LEVELS, 4, 8, 16)
+    by_hand += NUM_LEVELS * linear(rows, 8, NUM_CODES)
+    assert found == by_hand
