@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.distributed import Ranks
+from trainer.modules.managed_ids import row_managers
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill
-from trainer.state_parts import Box, Part, fused_kernels, parts_of
+from trainer.state_parts import Box, Part, fused_kernels, parts_of, waiting_name
 from trainer.stored_state import MANIFEST, CheckpointError, StoredState, StoredTensor
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_OF_ONE_RANK = ("random/", "waiting/")
 _FOLDER_NAME = re.compile(r"step_\d{10}")
 
 
@@ -155,6 +157,7 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dic
     """
     source = open_checkpoint(path, ranks)
     state = source.state
+    _check_ranks_of_managed_tables(parallel, source, ranks)
     make_room(parallel, source.tensors)
     parts = parts_of(parallel)
     _check_names(parts, source, ranks)
@@ -165,6 +168,7 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dic
     except CheckpointError as found:
         error = str(found)
     raise_everywhere(error, ranks)
+    _put_waiting_ids_back(parallel, source, ranks)
     set_step(parallel, state["step"])
     _set_random_state(source, ranks, seed)
     return state
@@ -251,12 +255,36 @@ def _set_random_state(source: StoredState, ranks: Ranks, seed: int) -> None:
     )
 
 
+def _check_ranks_of_managed_tables(
+    parallel: ParallelModel, source: StoredState, ranks: Ranks
+) -> None:
+    """An id's row lies on the rank that its hash names, among as many ranks as there are."""
+    saved_by = source.state["world_size"]
+    tables = row_managers(unwrapped(parallel.model).sparse)
+    if tables and saved_by != ranks.world_size:
+        raise CheckpointError(
+            f"{source.path}: saved by {saved_by} ranks, this run has {ranks.world_size}, but which "
+            f"rank holds an id of the managed table {', '.join(tables)} depends on their number; "
+            f"resume on {saved_by} ranks"
+        )
+
+
+def _put_waiting_ids_back(parallel: ParallelModel, source: StoredState, ranks: Ranks) -> None:
+    for table, manager in row_managers(unwrapped(parallel.model).sparse).items():
+        stored = source.tensors.get(waiting_name(table, ranks))
+        waiting = torch.zeros(stored.shape if stored is not None else (2, 0), dtype=torch.int64)
+        if stored is not None:
+            name = waiting_name(table, ranks)
+            fill(Part(name, stored.shape, Box.whole(stored.shape), waiting), stored, source)
+        manager.pending = waiting
+
+
 def _check_names(parts: list[Part], source: StoredState, ranks: Ranks) -> None:
     """Refuse a checkpoint that holds more or less than the model."""
     names = ranks.gather({part.name for part in parts})
     error = None
     if names is not None:
-        stored = {name for name in source.tensors if not name.startswith("random/")}
+        stored = {name for name in source.tensors if not name.startswith(_OF_ONE_RANK)}
         expected = set().union(*names)
         if stored != expected:
             error = (

@@ -29,7 +29,7 @@ from torch import Tensor
 from trainer.checkpoint import Checkpoints, random_parts
 from trainer.distributed import Ranks
 from trainer.parallelize import ParallelModel
-from trainer.state_parts import Part, parts_of, written_by
+from trainer.state_parts import Part, parts_of, waiting_parts, written_by
 from trainer.stored_state import (
     DTYPES,
     FORMAT,
@@ -128,7 +128,8 @@ class CheckpointWriter:
         error = ranks.broadcast(self._make(unfinished) if ranks.is_first else None)
         if error is not None:
             raise CheckpointError(error)
-        parts = written_by([*parts_of(parallel), *random_parts(ranks)], ranks)
+        own = [*random_parts(ranks), *waiting_parts(parallel, ranks)]
+        parts = written_by([*parts_of(parallel), *own], ranks)
         num_bytes = torch.tensor(sum(part.num_bytes for part in parts), device=ranks.device)
         total = int(ranks.all_reduce(num_bytes))
         direct, staged = self._stage(parts)

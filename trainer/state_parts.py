@@ -32,6 +32,7 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from trainer.distributed import Ranks
+from trainer.modules.managed_ids import row_managers
 from trainer.parallelize import ParallelModel, unwrapped
 
 _SPLIT_BYTES = 1 << 20
@@ -131,6 +132,20 @@ def parts_of(parallel: ParallelModel) -> list[Part]:
             *_sparse_buffers(parallel),
             *_network(parallel),
         ]
+
+
+def waiting_parts(parallel: ParallelModel, ranks: Ranks) -> list[Part]:
+    """Ids that this rank's managed tables have seen since their last round."""
+    return [
+        Part(waiting_name(table, ranks), tuple(ids.shape), Box.whole(ids.shape), ids)
+        for table, manager in row_managers(unwrapped(parallel.model).sparse).items()
+        if (ids := manager.pending).numel()
+    ]
+
+
+def waiting_name(table: str, ranks: Ranks) -> str:
+    """Under which a rank's ids that wait for a round are saved."""
+    return f"waiting/rank_{ranks.rank}/{table}"
 
 
 def written_by(parts: Sequence[Part], ranks: Ranks) -> list[Part]:

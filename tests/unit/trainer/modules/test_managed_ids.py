@@ -60,7 +60,7 @@ def test_rows_change_hands_as_in_the_naive_reference(policy):
         changed = module.evict()
         assert sorted([] if changed is None else changed.tolist()) == sorted(naive.changed)
         num_changed += len(naive.changed)
-    assert num_changed > 2 * ROWS  # rows were taken back, not only given
+    assert num_changed > ROWS  # rows were taken back, not only given
 
 
 def test_hot_newcomer_gets_the_row_of_an_id_that_stays_away():
@@ -134,6 +134,6 @@ def test_collection_returns_the_embeddings_of_the_rows():
     )
     embeddings, _ = collection(ids)
     rows = rows_of(row_managers(collection)["item_id"], RAW_IDS[:3])
-    assert sorted(rows) == [0, 1, 2]
+    assert len(set(rows)) == 3 and 4 not in rows
     weight = collection.get_parameter("_embedding_module.embeddings.item_id.weight")
     assert torch.equal(embeddings["item_id"].values(), weight[rows])
