@@ -1,0 +1,83 @@
+"""Preflight, stop signals and watchdog on two ranks."""
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.integration import guard_workers
+from tests.integration.rank_processes import RanksFailedError, run_ranks
+from trainer.watchdog import EXIT_HUNG
+
+
+def test_preflight_of_two_ranks_finds_all_well(tmp_path):
+    run_ranks(guard_workers.fly, 2, tmp_path)
+    for rank in range(2):
+        found = (tmp_path / f"rank_{rank}.txt").read_text()
+        assert found.startswith("preflight: 2 ranks on 1 hosts")
+        assert "all_reduce" in found
+        assert "all_to_all" in found
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (guard_workers.hang_in_a_probe, r"rank 1 \(host \S+, local rank 1\)"),
+        (guard_workers.stay_away, r"rank 1 \(host \S+, local rank 1\) did not start; 1 of 2"),
+        (guard_workers.lie, r"local rank 1\): RuntimeError: sum is 2, expected 3"),
+    ],
+)
+def test_preflight_names_the_rank_that_does_not_answer(worker, message):
+    start = time.monotonic()
+    with pytest.raises(RanksFailedError, match=message) as failed:
+        run_ranks(worker, 2, 4.0, timeout=60)
+    assert 0 in failed.value.errors
+    assert time.monotonic() - start < 40
+
+
+@pytest.fixture(scope="module")
+def stopped(smoke, tmp_path_factory):
+    """Runs: trained whole, and told to stop at step 13 by a signal to rank 1 alone."""
+    folder = tmp_path_factory.mktemp("signal")
+    run_ranks(guard_workers.train_and_signal, 2, smoke, folder, 13, 1)
+    return folder
+
+
+def test_ranks_agree_on_the_step_and_save(stopped):
+    told = [(stopped / f"message_{rank}.txt").read_text() for rank in range(2)]
+    assert told[0].startswith("told to stop (another rank): saved after step 1")
+    assert told[1].startswith("told to stop (SIGTERM): saved after step 1")
+    steps = {message.rsplit(" ", 1)[1] for message in told}
+    assert len(steps) == 1
+    step = int(steps.pop())
+    assert 13 <= step <= 16  # batches that were in flight are trained on
+    saved = sorted(os.listdir(stopped / "stopped" / "checkpoints"))
+    assert f"step_{step:010d}" in saved
+
+
+def test_what_was_stopped_ends_like_what_was_not(stopped):
+    predictions = [
+        (stopped / run / "predictions_test.parquet").read_bytes() for run in ("whole", "stopped")
+    ]
+    assert predictions[0] == predictions[1]
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (guard_workers.train_and_hang, "local rank 1) hangs in tests/integration/guard_workers.py"),
+        (guard_workers.train_and_freeze, "local rank 1) does not answer"),
+    ],
+)
+def test_watchdog_names_the_rank_and_leaves_the_stacks(smoke, tmp_path, worker, message):
+    experiment = replace(smoke, train=replace(smoke.train, checkpoint_every=None))
+    start = time.monotonic()
+    with pytest.raises(RanksFailedError, match=f"exit code {EXIT_HUNG}"):
+        run_ranks(worker, 2, experiment, tmp_path / "run", 6, 1)
+    assert time.monotonic() - start < 60
+    log = (tmp_path / "run" / "log" / "rank_0.log").read_text()
+    assert message in log
+    assert "rank 1 (host" in log
+    assert "Current thread" in log
+    assert "most recent call first" in log
