@@ -51,8 +51,10 @@ def train_unsharded(
                         -optim.max_sparse_gradient, optim.max_sparse_gradient
                     )
                 )
-        logits = model.network(batch, pooled, items)
+        logits, others = model.network(batch, pooled, items)
         loss = binary_cross_entropy_with_logits(logits, batch.labels_BN)
+        if case.next_token is not None:
+            loss = loss + case.next_token.weight * others["next_token"]
         loss.backward()
         result.logits.append(logits.detach())
         result.losses.append(float(loss.detach()))

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tests.integration.rank_processes import run_ranks
 from tests.integration.reference import Trajectory, train_unsharded
 from tests.integration.tiny_model import DIM, Case, initial_table
 from tests.integration.workers import train_cases
+from trainer.modules.next_token import NextTokenConfig
 from trainer.optim import OptimConfig
 
 ONE_HOST = [
@@ -54,7 +56,29 @@ FSDP = [
     Case(name="clipped_row_wise", pooled_type="row_wise", item_type="row_wise", optim=CLIPPED),
     Case(name="clipped_table_wise", optim=CLIPPED),
 ]
-ON_TWO = [*ONE_HOST, *MIXED, *FSDP]
+SHORT = {"num_steps": 6, "pooled_type": "row_wise"}
+DENSE_OPTIONS = [
+    Case(name="drawn", drawn=True, **SHORT),
+    Case(name="fsdp_drawn", fsdp=True, drawn=True, **SHORT),
+    Case(name="in_parts", parts=4, **SHORT),
+    Case(name="in_uneven_parts", pooled_type="data_parallel", parts=5, num_steps=6),
+    Case(name="fsdp_in_parts", fsdp=True, parts=3, **SHORT),
+    Case(name="fsdp_checkpointed", fsdp=True, checkpointed=True, **SHORT),
+    Case(name="fsdp_all", fsdp=True, drawn=True, parts=2, checkpointed=True, **SHORT),
+]
+NEXT_TOKEN = NextTokenConfig(dim=8, num_layers=2, num_heads=2, expansion=2.0)
+# No positive on the first of two ranks, so ranks' losses weigh differently.
+UNEVEN = {"next_token": NEXT_TOKEN, "negatives": 12, **SHORT}
+JOINT = [
+    Case(name="joint", **UNEVEN),
+    Case(
+        name="joint_feeds_tower", **{**UNEVEN, "next_token": replace(NEXT_TOKEN, feeds_tower=True)}
+    ),
+    Case(name="fsdp_joint", fsdp=True, **UNEVEN),
+    Case(name="fsdp_joint_all", fsdp=True, drawn=True, parts=2, checkpointed=True, **UNEVEN),
+]
+COMPILED = [Case(name="fsdp_compiled", fsdp=True, compiled=True, **SHORT)]
+ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT, *COMPILED]
 WORLDS = {
     (2, 1): ON_TWO,
     (4, 1): ONE_HOST,

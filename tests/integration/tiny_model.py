@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,16 +11,26 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
+from trainer.initialize import initialize, parameters_on_meta
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModel, RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
+from trainer.modules.next_token import ContextRoles, NextTokenConfig
 from trainer.optim import OptimConfig
 
 NUM_DENSE, NUM_TASKS, NUM_HISTORIES, DIM = 3, 2, 2, 16
 NUM_LEVELS, NUM_CODES, NUM_MERGES, NUM_ITEMS = 3, 8, 31, 40
 ROWS = 53  # no number of ranks divides it
+SEED = 3
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
+ROLES = ContextRoles(
+    query_features=("sgd_a", "adagrad_b"),
+    user_features=("rowwise_adagrad_a",),
+    query_dense=(1,),
+    user_dense=(0,),
+    tasks=("a", "b"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,12 @@ class Case:
     types: tuple[str, ...] = ()  # of each pooled table, in place of one for all
     mean: tuple[str, ...] = ()  # optimizers whose pooled table takes means
     fsdp: bool = False
+    drawn: bool = False  # the network is built without memory and drawn on its ranks
+    compiled: bool = False
+    checkpointed: bool = False
+    parts: int = 1  # in which a rank's batch goes through the network
+    next_token: NextTokenConfig | None = None
+    negatives: int = 0  # rows at the start of each step that have no positive label
     num_steps: int = 20
     batch_size: int = 24  # of all ranks
     optim: OptimConfig = field(
@@ -93,19 +110,31 @@ class Case:
         item = HybridTokensConfig(
             num_levels=NUM_LEVELS, table_dim=DIM, item_dim=8, hidden_dims=(12,)
         )
-        return RankingModelConfig(item=item, tower=tower, dense_bins=4, dense_dim=8)
+        return RankingModelConfig(
+            item=item, tower=tower, dense_bins=4, dense_dim=8, next_token=self.next_token
+        )
 
     def model(self, device: str) -> RankingModel:
-        """The model with equal network weights on every rank; tables on `device`."""
-        model = RankingModel(
-            self.config(),
-            tables=self.tables(),
-            num_dense=NUM_DENSE,
-            num_tasks=NUM_TASKS,
-            num_histories=NUM_HISTORIES,
-            sparse_device=torch.device(device),
-        )
-        torch.manual_seed(11)  # after the tables, which draw numbers on the CPU only
+        """The model with equal network weights on every rank; tables on `device`.
+
+        A network that is drawn later has no weights yet, unless its tables are real.
+        """
+        with parameters_on_meta() if self.drawn else nullcontext():
+            model = RankingModel(
+                self.config(),
+                tables=self.tables(),
+                num_dense=NUM_DENSE,
+                num_tasks=NUM_TASKS,
+                num_histories=NUM_HISTORIES,
+                roles=ROLES,
+                sparse_device=torch.device(device),
+            )
+        if self.drawn:
+            if device != "meta":
+                model.sparse.to_empty(device=device)
+                initialize(model.network, seed=SEED, device=torch.device(device))
+            return model
+        torch.manual_seed(11)
         for module in model.network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -131,6 +160,8 @@ def batches_of_ranks(case: Case, world_size: int) -> list[list[Batch]]:
     steps = []
     for _ in range(case.num_steps):
         rows = [_random_row(rng) for _ in range(case.batch_size)]
+        for row in rows[: case.negatives]:
+            row["labels"][:] = 0
         steps.append(
             [
                 _batch(rows[rank * part : (rank + 1) * part], gen, bags, rank * part)

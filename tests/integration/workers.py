@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sharding.plan_io import plan_to_json
-from tests.integration.tiny_model import Case, batches_of_ranks, initial_table
+from tests.integration.tiny_model import SEED, Case, batches_of_ranks, initial_table
 from trainer.distributed import start_ranks, stop_ranks
 from trainer.experiment import Experiment
 from trainer.loop import train
@@ -32,6 +32,10 @@ def build(case: Case, ranks) -> ParallelModel:
         sharding=ShardingConfig(fsdp_min_parameters=1 if case.fsdp else 10**9, min_partition=4),
         batch_size=case.batch_size // ranks.world_size,
         num_steps=case.num_steps,
+        seed=SEED,
+        compiled=case.compiled,
+        activation_checkpointing=case.checkpointed,
+        gradient_accumulation=case.parts,
     )
     for name, place, part in table_parts(parallel):
         rows, columns = place
