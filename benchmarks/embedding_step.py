@@ -32,6 +32,7 @@ import tyro
 from plan_worker import random_ids, shard, step
 from record import Record, compare_in_turn, results_file, write_results
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from launch.calibrate import calibrate
 from launch.ranks import run_on_ranks
@@ -44,6 +45,22 @@ from trainer.distributed import start_ranks, stop_ranks
 from trainer.run_folder import package_versions, write_json
 
 TIMES_FASTER = 2.0
+PARTS = {
+    "rows read (forward)": ("codegen_forward",),
+    "rows updated (backward)": ("backward_codegen",),
+    "ids sorted by rank": ("bucketize", "permute_2d", "bounds_check", "splits_dist"),
+    "exchange, waiting included": (
+        "wait",
+        "alltoall",
+        "all2all",
+        "reduce_scatter",
+        "reducescatter",
+        "allgather",
+        "output_dist",
+    ),
+}
+"""Parts of a step, with words in the names that torch's profiler gives to what is in them."""
+OTHER = "everything else"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +121,7 @@ def time_tables(
     rounds: int,
     path: Path,
 ) -> None:
-    """Leave seconds of a step by round, and each rank's peak of resident memory."""
+    """Leave seconds of a step by round, where they go, and each rank's peak of resident memory."""
     ranks = start_ranks()
     model = shard(tables, plan)
     batches = [random_ids(tables, batch_size, seed=7 * ranks.rank + i) for i in range(3)]
@@ -117,12 +134,27 @@ def time_tables(
         ranks.barrier()
         if turn:
             seconds.append((time.perf_counter() - start) / len(batches))
+    spent = spent_by_part(lambda: step(model, batches[0]))
     peak = torch.tensor(float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     ranks.all_reduce(peak)
     if ranks.is_first:
-        write_json(path, {"seconds": seconds, "peak_bytes": float(peak)})
+        write_json(path, {"seconds": seconds, "spent": spent, "peak_bytes": float(peak)})
     ranks.barrier()
     stop_ranks()
+
+
+def spent_by_part(run: Callable[[], object]) -> dict[str, float]:
+    """Share of this rank's processor time by part of the step, under torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    seconds = dict.fromkeys((*PARTS, OTHER), 0.0)
+    for event in profiler.key_averages():
+        part = next(
+            (part for part, words in PARTS.items() if any(w in event.key.lower() for w in words)),
+            OTHER,
+        )
+        seconds[part] += event.self_cpu_time_total
+    return {part: value / sum(seconds.values()) for part, value in seconds.items()}
 
 
 def run_system(tables: tuple[TableSpec, ...], settings: Settings) -> dict[str, Any]:
@@ -151,6 +183,7 @@ def run_system(tables: tuple[TableSpec, ...], settings: Settings) -> dict[str, A
     # Forward reads each row; backward reads and writes it; vectors go out and gradients come back.
     rows = sum(sum(table.pooling_factors or ()) for table in tables)
     row_bytes = 4 * settings.dim
+    found["rows"] = rows
     found["moved_bytes"] = impressions * row_bytes * (3 * rows + 4 * len(tables))
     return found
 
@@ -236,6 +269,19 @@ def main(settings: Settings) -> None:
             f"{values['moved_bytes'] / 1e6:,.0f} MB | {rate / 1e9:.2f} GB/s | "
             f"{rate / bandwidth:.1%} | {values['peak_bytes'] / 2**30:.1f} GiB |"
         )
+    lines += ["", "| where a step goes, ms | " + " | ".join(found) + " |"]
+    lines.append("| --- |" + " --- |" * len(found))
+    for part in (*PARTS, OTHER):
+        spent = [
+            1000 * values["spent"][part] * statistics.median(values["seconds"])
+            for values in found.values()
+        ]
+        lines.append(f"| {part} | " + " | ".join(f"{ms:.1f}" for ms in spent) + " |")
+    lines.append(
+        "| rows an impression | "
+        + " | ".join(f"{values['rows']:g}" for values in found.values())
+        + " |"
+    )
     print("\n".join(lines))
     ids = found["item_id"]["samples_per_s"]
     records = [
