@@ -1,36 +1,38 @@
 r"""Train the rows of a named comparison, evaluate them on the same test rows, write the report.
 
     farewell compare id_vs_tokens.movielens1m
-    farewell compare id_vs_tokens.movielens1m --seeds 3 --ranks 2
+    farewell compare trm.main_movielens1m --seeds 3 --ranks 2
     farewell compare storage.trm_paper
 
-A row that was trained before with the same settings is not trained again; one that was stopped
-goes on from its newest checkpoint. A storage comparison trains nothing: it plans tables.
+A cell is a row and a seed. One that was trained before with the same settings, for this or for
+another comparison, is not trained again; one that was stopped goes on from its newest checkpoint.
+A storage comparison trains nothing: it plans tables.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 
+from launch.cells import CELLS, Cells
 from launch.compare_storage import compare_storage_of
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
-from launch.ranks import run_on_ranks
 from launch.rows import trained_row
 from launch.terminal import result_console
 from sharding.compare import StorageComparison
 from trainer.baselines.base import Baseline
-from trainer.comparison import ComparedRow, Comparison
+from trainer.comparison import Comparison
 from trainer.data.dataset import Dataset
 from trainer.data.schema import Splits
 from trainer.evaluation import EvaluationSplit
-from trainer.loop import train
+from trainer.geometry import measure_geometry
 from trainer.report import (
     ReportRow,
     RowRun,
@@ -48,13 +50,15 @@ class CompareOptions:
     Args:
         seeds: each row is trained with seeds 0 to `seeds` - 1; medians are shown.
         ranks: processes on this machine.
-        folder: of the report and the runs; by default `runs/<comparison>`.
+        folder: of the report; by default `runs/<comparison>`.
+        cells: folder of trained cells, which comparisons share.
         json: file to write the report to, beside `report.json` in the folder.
     """
 
     seeds: int = 1
     ranks: int = 2
     folder: Path | None = None
+    cells: Path = CELLS
     json: Path | None = None
 
 
@@ -91,10 +95,27 @@ def compare(comparison: Comparison, options: CompareOptions) -> None:
     first = comparison.rows[0].experiment
     dataset = Dataset.open(first.data.folder, first.data.schema)
     splits = dataset.split(first.data.split)
+    cells = Cells(root=options.cells, ranks=options.ranks)
+    runs = {
+        row.title: cells.trained(
+            row.experiment, seeds=options.seeds, title=row.title, console=console
+        )
+        for row in comparison.rows
+    }
     rows = [
         *(_oracle(comparison, dataset, splits)),
         *(_baseline(baseline, dataset, splits, console) for baseline in comparison.baselines),
-        *(_trained(row, folder, options, splits, console) for row in comparison.rows),
+        *(
+            trained_row(
+                row.title,
+                row.tower,
+                runs[row.title],
+                row.experiment,
+                splits.test,
+                RunFolder.predictions_of("test"),
+            )
+            for row in comparison.rows
+        ),
     ]
     with console.status("evaluating the test rows"):
         report = build_report(
@@ -104,6 +125,8 @@ def compare(comparison: Comparison, options: CompareOptions) -> None:
             rows=rows,
             machine={key: str(value) for key, value in describe_machine().items()},
             versions=package_versions(),
+            comparison=comparison,
+            geometry=_geometry(comparison, runs),
         )
     print_report(report, console)
     write_report(folder, report)
@@ -112,25 +135,17 @@ def compare(comparison: Comparison, options: CompareOptions) -> None:
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _trained(
-    row: ComparedRow, folder: Path, options: CompareOptions, splits: Splits, console: Console
-) -> ReportRow:
-    """Train the missing seeds of a row and read all of them."""
-    runs = {}
-    for seed in range(options.seeds):
-        experiment = replace(row.experiment, train=replace(row.experiment.train, seed=seed))
-        run = RunFolder(
-            folder / "rows" / f"{experiment.name}_seed{seed}_{experiment.fingerprint[:8]}"
-        )
-        if not run.result.exists():
-            console.print(f"[bold]{row.title}[/bold], seed {seed}: {run.path}", soft_wrap=True)
-            run_on_ranks(
-                train, options.ranks, experiment, run.path, True, log_folder=run.path / "log"
-            )
-        runs[seed] = run
-    return trained_row(
-        row.title, row.tower, runs, row.experiment, splits.test, RunFolder.predictions_of("test")
-    )
+def _geometry(
+    comparison: Comparison, runs: Mapping[str, Mapping[int, RunFolder]]
+) -> list[dict[str, Any]]:
+    """Embedding tables of every row over training, where the study asks for them."""
+    if comparison.study is None or not comparison.study.geometry:
+        return []
+    return [
+        {"row": row.title, "seed": seed, **measure_geometry(row.experiment, run)}
+        for row in comparison.rows
+        for seed, run in runs[row.title].items()
+    ]
 
 
 def _baseline(baseline: Baseline, dataset: Dataset, splits: Splits, console: Console) -> ReportRow:

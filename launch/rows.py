@@ -11,7 +11,7 @@ import numpy as np
 from tokenization.quality import mem_bags
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment
-from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN
+from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN
 from trainer.predictions import Predictions
 from trainer.report import CurvePoint, ReportRow, RowRun
 from trainer.run_folder import RunFolder
@@ -19,11 +19,14 @@ from trainer.run_inputs import load_tokens
 
 
 def what_stands_for_an_item(experiment: Experiment) -> str:
-    """`item_id`, `gen_token` or `hybrid`, as reports say it."""
+    """`item_id`, `gen_token`, `mem_token`, `hybrid`, or `mixed` (tokens and IDs)."""
     tables = experiment.item_tables
-    if MEM_TOKEN in tables:
-        return "hybrid"
-    return "gen_token" if GEN_TOKEN in tables else "item_id"
+    gen, mem = GEN_TOKEN in tables, MEM_TOKEN in tables
+    if not (gen or mem):
+        return "item_id"
+    if ITEM_ID in tables:
+        return "mixed"
+    return "hybrid" if gen and mem else GEN_TOKEN if gen else MEM_TOKEN
 
 
 def trained_row(

@@ -10,6 +10,14 @@ from trainer.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaperGain:
+    """What a paper reports for a row: relative gains over its reference row, in percent."""
+
+    auc: float | None = None
+    qauc: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparedRow:
     """One trained row.
 
@@ -17,11 +25,37 @@ class ComparedRow:
         title: shown in the report.
         tower: readable name of the interaction architecture.
         experiment: that is trained; its seed is replaced.
+        paper: the paper's gains, one a task in the order of the schema's labels; fewer where the
+            paper reports fewer tasks.
     """
 
     title: str
     tower: str
     experiment: Experiment
+    paper: tuple[PaperGain, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a comparison asks: its reference, and the paper's table or figure that it repeats.
+
+    Args:
+        question: one sentence, shown under the headline.
+        source: of the paper's numbers, e.g. `TRM Table 2`.
+        reference: title of the row that gains are taken over; None for the best item-ID row.
+        equal_dense: rows are meant to have equal dense parameters, across towers too.
+        heat_map: name of a bucketing; draws gain by row and bucket.
+        geometry: embedding tables are measured over training (norm variance, spectrum).
+        notes: what can't be repeated, and other things that a reader must know.
+    """
+
+    question: str
+    source: str
+    reference: str | None = None
+    equal_dense: bool = False
+    heat_map: str | None = None
+    geometry: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +67,18 @@ class Comparison:
         rows: trained rows.
         baselines: rows that train no network, first in the report.
         oracle: task -> column of the log that holds the true probability, where it is known.
+        study: the question, where the comparison repeats a study of a paper.
 
     Raises:
-        ValueError: when rows differ in data or split, or a title stands twice.
+        ValueError: when rows differ in data or split, a title stands twice, or the study names a
+            row that is not there.
     """
 
     name: str
     rows: tuple[ComparedRow, ...]
     baselines: tuple[Baseline, ...] = ()
     oracle: Mapping[str, str] = field(default_factory=dict)
+    study: Study | None = None
 
     def __post_init__(self) -> None:
         """Check that the rows can be compared."""
@@ -50,6 +87,11 @@ class Comparison:
         titles = [row.title for row in self.rows]
         if len(set(titles)) < len(titles):
             raise ValueError(f"comparison {self.name!r}: a title stands twice in {titles}")
+        if self.study is not None and self.study.reference not in (None, *titles):
+            raise ValueError(
+                f"comparison {self.name!r}: the reference is {self.study.reference!r}, expected "
+                f"one of {titles}"
+            )
         first = self.rows[0].experiment.data
         for row in self.rows[1:]:
             data = row.experiment.data
@@ -58,4 +100,9 @@ class Comparison:
                     f"comparison {self.name!r}: row {row.title!r} reads {data.folder} with "
                     f"{data.split}, row {titles[0]!r} reads {first.folder} with {first.split}; "
                     "rows must share data, schema and split"
+                )
+            if len(row.paper) > len(first.schema.labels):
+                raise ValueError(
+                    f"comparison {self.name!r}: row {row.title!r} has the paper's gains of "
+                    f"{len(row.paper)} tasks, but the schema has {len(first.schema.labels)} labels"
                 )

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter
 from trainer.figure_style import STYLE, Report, Styles, legend_below, row_styles
 from trainer.report_tables import format_count
 from trainer.storage_figure import quality_against_storage
+from trainer.study_figures import embedding_spectrum, gain_map, norm_variance
 from trainer.verdict import MIN_BUCKET_ROWS
 
 FIGURE_CAPTIONS = {
@@ -27,9 +28,25 @@ FIGURE_CAPTIONS = {
     ),
     "gain_by_bucket": (
         "Where the difference lies",
-        "Difference in AUC to the best item-ID row (the line at 0), with paired 95 % intervals. "
+        "Difference in AUC to the reference row (the line at 0), with paired 95 % intervals. "
         f"Below each bucket: its rows. Buckets under {MIN_BUCKET_ROWS} rows are left out; bars of "
         "buckets under 2 % of the rows may run out of the frame.",
+    ),
+    "gain_map": (
+        "Gain by row and bucket",
+        "Difference in AUC to the reference row; a star and bold print where the paired 95 % "
+        f"interval leaves 0. Below each bucket: its rows; under {MIN_BUCKET_ROWS} it is left out.",
+    ),
+    "norm_variance": (
+        "Norms of embeddings over training",
+        "Variance of the norms of embedding rows that training has looked up, and their relative "
+        "spread, at each checkpoint of the first seed (TRM Figure 1). `item vector` is what the "
+        "network makes of an item's embeddings, of one width in every row.",
+    ),
+    "embedding_spectrum": (
+        "Spectrum of embeddings",
+        "Share of the variance along each principal direction at the end of training, and the "
+        "effective rank (exponential of the spectrum's entropy) over the width (TRM A.1.5).",
     ),
     "training_curves": (
         "Training",
@@ -56,6 +73,9 @@ def draw_figures(report: Report, folder: Path) -> dict[str, Path]:
     drawers: dict[str, Callable[[Report, Styles], Figure | None]] = {
         "quality_against_storage": quality_against_storage,
         "gain_by_bucket": gain_by_bucket,
+        "gain_map": gain_map,
+        "norm_variance": norm_variance,
+        "embedding_spectrum": embedding_spectrum,
         "training_curves": training_curves,
         "calibration": calibration,
     }

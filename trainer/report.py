@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
+from trainer.comparison import Comparison
 from trainer.evaluation import (
     NUM_RESAMPLES,
     EvaluationSplit,
@@ -34,6 +35,7 @@ from trainer.figures import FIGURE_CAPTIONS, draw_figures
 from trainer.measurement import Measurement
 from trainer.metrics import calibration_bins
 from trainer.report_tables import cost_table, machine_lines, quality_table, rich_table
+from trainer.study_report import describe_study, study_table
 from trainer.verdict import pick_reference, write_verdict
 
 RowKind = Literal["model", "baseline", "oracle"]
@@ -134,6 +136,8 @@ def build_report(
     versions: Mapping[str, str] | None = None,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    comparison: Comparison | None = None,
+    geometry: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Measure every row and every pair of rows.
 
@@ -150,6 +154,9 @@ def build_report(
         versions: package -> version.
         num_resamples: bootstrap draws of users.
         seed: of the draws.
+        comparison: whose study, where it has one, says what is asked and over which row gains
+            are taken.
+        geometry: of the rows' embedding tables, see `trainer.geometry`.
 
     Returns:
         `report.json` as a dictionary without nan.
@@ -192,8 +199,13 @@ def build_report(
             for difference in metric_differences(measured[a], measured[b])
         ],
     }
-    reference = pick_reference(report)
+    study = comparison.study if comparison is not None else None
+    reference = study.reference if study is not None else None
+    reference = reference or pick_reference(report)
     report["reference"] = reference
+    report["geometry"] = list(geometry)
+    if comparison is not None and study is not None and reference is not None:
+        report["study"] = describe_study(study, comparison.rows, report, reference)
     report["bucket_pairs"] = [
         {"a": name, "b": reference, **difference}
         for name in names
@@ -260,6 +272,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print()
         console.print(rich_table(quality_table(report, task)))
     console.print()
+    if "study" in report:
+        console.print(rich_table(study_table(report)))
+        console.print()
     console.print(rich_table(cost_table(report)))
     console.print()
     marks = {"better": ("+", "green"), "worse": ("-", "red"), "unclear": ("~", "yellow")}
@@ -296,6 +311,7 @@ def render_html(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         quality=[quality_table(report, task) for task in report["tasks"]],
+        study=study_table(report) if "study" in report else None,
         cost=cost_table(report),
         facts=machine_lines(report),
         figures=[

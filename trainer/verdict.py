@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, groupby
 from typing import Any
 
+from trainer.pair_gains import Gain, pair_gain
 from trainer.report_tables import format_bytes
+from trainer.study_report import EQUAL_PARAMS, study_findings, study_headline
 
 MIN_BUCKET_ROWS = 200
 """Buckets below this are listed in report.json, and neither drawn nor talked about."""
-EQUAL_PARAMS = 0.05
-"""Dense parameters of one tower count as equal up to this share."""
 
 Row = Mapping[str, Any]
 
 
 def pick_reference(report: Mapping[str, Any]) -> str | None:
-    """Name of the item-ID row with the best AUC of the main task, None without ID rows."""
+    """Name of the item-ID row with the best AUC of the main task, None without ID rows.
+
+    A study that names its reference takes precedence: `build_report` asks here otherwise.
+    """
     best = _best([row for row in _models(report) if row["tokens"] == "item_id"], report)
     return None if best is None else str(best["name"])
 
@@ -32,7 +35,8 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     tokens = [row for row in _models(report) if row["tokens"] != "item_id"]
     ids = [row for row in _models(report) if row["tokens"] == "item_id"]
     best_token, best_id = _best(tokens, report), _best(ids, report)
-    findings: list[dict[str, str]] = []
+    study = report.get("study")
+    findings: list[dict[str, str]] = study_findings(report) if study is not None else []
     if best_token is not None and best_id is not None:
         headline, summary = _headline(report, best_token, best_id)
         for rival in ids:
@@ -43,7 +47,9 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
             for task in report["tasks"]
             if task != report["main_task"]
         ]
-        findings += _where(report, best_token, best_id)
+        findings += _where(report, best_token)
+    elif study is not None:
+        headline, summary = study_headline(report)
     else:
         best = _best(_models(report), report) or _best(report["rows"], report)
         task = report["main_task"]
@@ -53,7 +59,8 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
             else f"{best['name']} has the best {task} AUC, {_value(best, report)}"
         )
         summary = "No item-ID row stands beside a token row, so the two are not compared."
-    findings += _among_tokens(report, tokens)
+    if study is None:
+        findings += _among_tokens(report, tokens)
     findings += _against_baselines(report)
     findings += _ceiling(report)
     findings += _fairness(report)
@@ -79,23 +86,15 @@ def _best(rows: Sequence[Row], report: Mapping[str, Any]) -> Row | None:
     return max(known, key=lambda row: _auc(row, task) or 0.0) if known else None
 
 
-def _gain(report: Mapping[str, Any], a: Row, b: Row, task: str) -> tuple[float, float, float]:
-    """Difference a - b in AUC and its interval; pairs are stored in one direction."""
-    for pair in report["pairs"]:
-        if pair["task"] == task and pair["metric"] == "auc":
-            if (pair["a"], pair["b"]) == (a["name"], b["name"]):
-                return pair["difference"], pair["ci"][0], pair["ci"][1]
-            if (pair["a"], pair["b"]) == (b["name"], a["name"]):
-                return -pair["difference"], -pair["ci"][1], -pair["ci"][0]
-    raise KeyError(f"no pair of {a['name']!r} and {b['name']!r}")
+def _gain(report: Mapping[str, Any], a: Row, b: Row, task: str) -> Gain:
+    """Difference a - b in AUC; both rows have one."""
+    gain = pair_gain(report, a["name"], b["name"], task=task)
+    assert gain is not None
+    return gain
 
 
-def _kind(low: float, high: float) -> str:
-    return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-def _interval(low: float, high: float) -> str:
-    return f"95 % interval {low:+.4f} to {high:+.4f}"
+def _interval(gain: Gain) -> str:
+    return f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
 
 
 def _compare(
@@ -104,27 +103,27 @@ def _compare(
     task = task or report["main_task"]
     if _auc(a, task) is None or _auc(b, task) is None:
         return {"kind": "note", "text": f"{task}: no AUC, the split holds one class."}
-    gain, low, high = _gain(report, a, b, task)
+    gain = _gain(report, a, b, task)
     words = {"better": "is above", "worse": "is below", "unclear": "cannot be told from"}
-    kind = _kind(low, high)
     text = (
-        f"{task}: {a['name']} ({_value(a, report, task)}) {words[kind]} {b['name']} "
-        f"({_value(b, report, task)}): AUC {gain:+.4f}, {_interval(low, high)}."
+        f"{task}: {a['name']} ({_value(a, report, task)}) {words[gain.kind]} {b['name']} "
+        f"({_value(b, report, task)}): AUC {gain.value:+.4f}, {_interval(gain)}."
     )
-    return {"kind": kind, "text": text}
+    return {"kind": gain.kind, "text": text}
 
 
 def _headline(report: Mapping[str, Any], token: Row, best_id: Row) -> tuple[str, str]:
     task = report["main_task"]
-    gain, low, high = _gain(report, token, best_id, task)
+    gain = _gain(report, token, best_id, task)
+    size = f"{abs(gain.value):.4f} {task} AUC"
     words = {
-        "better": f"{token['name']} beats the best item-ID row by {gain:.4f} {task} AUC",
-        "worse": f"{token['name']} falls short of the best item-ID row by {-gain:.4f} {task} AUC",
+        "better": f"{token['name']} beats the best item-ID row by {size}",
+        "worse": f"{token['name']} falls short of the best item-ID row by {size}",
         "unclear": f"{token['name']} and the best item-ID row cannot be told apart in {task} AUC",
     }
     text = (
         f"{token['name']} reaches {_value(token, report)}, {best_id['name']} "
-        f"{_value(best_id, report)}: {gain:+.4f}, {_interval(low, high)}."
+        f"{_value(best_id, report)}: {gain.value:+.4f}, {_interval(gain)}."
     )
     if token["sparse_bytes"] and best_id["sparse_bytes"]:
         share = 100 * token["sparse_bytes"] / best_id["sparse_bytes"]
@@ -132,11 +131,12 @@ def _headline(report: Mapping[str, Any], token: Row, best_id: Row) -> tuple[str,
             f" Embeddings: {format_bytes(token['sparse_bytes'])} against "
             f"{format_bytes(best_id['sparse_bytes'])} ({share:.0f} %)."
         )
-    return words[_kind(low, high)], text
+    return words[gain.kind], text
 
 
-def _where(report: Mapping[str, Any], token: Row, best_id: Row) -> list[dict[str, str]]:
-    """Buckets whose interval leaves 0."""
+def _where(report: Mapping[str, Any], token: Row) -> list[dict[str, str]]:
+    """Buckets in which the interval of the difference to the reference leaves 0."""
+    reference = report["reference"]
     looked = [
         pair
         for pair in report["bucket_pairs"]
@@ -151,12 +151,12 @@ def _where(report: Mapping[str, Any], token: Row, best_id: Row) -> list[dict[str
             f"{report['bucketings'][cut]} "
             + ", ".join(f"{pair['bucket']} ({pair['difference']:+.4f})" for pair in pairs)
             for cut, pairs in groupby(
-                (pair for pair in looked if _kind(*pair["ci"]) == kind),
+                (pair for pair in looked if Gain(pair["difference"], *pair["ci"]).kind == kind),
                 key=lambda pair: pair["bucketing"],
             )
         ]
         if places:
-            text = f"Where {token['name']} {verb} {best_id['name']}: {'; '.join(places)}."
+            text = f"Where {token['name']} {verb} {reference}: {'; '.join(places)}."
             findings.append({"kind": kind, "text": text})
     if looked:
         chance = "about one in twenty leaves 0 by chance"
@@ -186,8 +186,8 @@ def _against_baselines(report: Mapping[str, Any]) -> list[dict[str, str]]:
         return []
     against: dict[str, list[str]] = {"better": [], "unclear": [], "worse": []}
     for row in models:
-        gain, low, high = _gain(report, row, base, task)
-        against[_kind(low, high)].append(f"{row['name']} ({gain:+.4f})")
+        gain = _gain(report, row, base, task)
+        against[gain.kind].append(f"{row['name']} ({gain.value:+.4f})")
     words = {"better": "Above", "unclear": "Not to be told from", "worse": "Below"}
     return [
         {
@@ -206,7 +206,7 @@ def _ceiling(report: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "kind": "note",
             "text": f"The best possible AUC is {_value(row, report)} ({row['name']}); "
-            f"{best['name']} leaves {-_gain(report, best, row, report['main_task'])[0]:.4f}.",
+            f"{best['name']} leaves {-_gain(report, best, row, report['main_task']).value:.4f}.",
         }
         for row in report["rows"]
         if row["kind"] == "oracle" and best is not None

@@ -46,7 +46,7 @@ def farewell(workspace, *words):
 @pytest.fixture(scope="module")
 def run(workspace):
     """Run folder of a training run on two ranks that was started from the command line."""
-    words = ["trm_rankmixer.smoke", *SHORT, "--folder", "runs/one", "--json", "one.json"]
+    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one", "--json", "one.json"]
     found = farewell(workspace, "train", *words, "--ranks", 2)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "runs/one" in found.stdout
@@ -84,7 +84,7 @@ def test_run_folder_holds_what_the_contract_says(run, workspace):
 
 def test_used_folder_is_refused_without_resume(run, workspace):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix != ".log"}
-    words = ["trm_rankmixer.smoke", *SHORT, "--folder", "runs/one"]
+    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one"]
     found = farewell(workspace, "train", *words)
     assert found.returncode != 0
     assert "holds an earlier run" in found.stderr
@@ -163,15 +163,26 @@ def test_numbers_are_plausible(lines):
     )
     assert all(0 < last[f"tokens/level_{level}_use"] <= 1 for level in range(4))
     assert last["table_norm/gen_token"] > 0
+    assert last["train/next_token"] > 0
+    assert last["train/loss"] == pytest.approx(
+        last["train/discriminative"] + 0.1 * last["train/next_token"], rel=1e-4
+    )
 
 
 def test_evaluate_scores_a_part_with_the_newest_checkpoint(run, workspace, lines):
-    words = ["trm_rankmixer.smoke", *SHORT, "--folder", "runs/one"]
-    found = farewell(workspace, "evaluate", *words, "--split", "valid", "--json", "valid.json")
+    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one"]
+    words += ["--split", "valid", "--json", "valid.json", "--generate", "12"]
+    found = farewell(workspace, "evaluate", *words)
     assert found.returncode == 0, found.stdout + found.stderr
     report = json.loads((workspace / "valid.json").read_text())
     (row,) = report["rows"]
     assert row["metrics"]["click"]["auc"] == pytest.approx(lines[-1]["valid/click_auc"], abs=1e-6)
+    generation = report["generation"]
+    assert (generation["split"], generation["beam_width"]) == ("valid", 12)
+    assert 0 < generation["popularity"] <= 1
+    assert 0 <= generation["generated"] <= 1
+    assert generation["ratio"] == generation["generated"] / generation["popularity"]
+    assert "generated / most popular" in found.stdout
 
 
 def test_compare_trains_each_cell_once(workspace):
@@ -180,15 +191,15 @@ def test_compare_trains_each_cell_once(workspace):
     first = farewell(workspace, *words)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = workspace / "runs" / "compared"
-    results = sorted((folder / "rows").glob("*/result.json"))
+    results = sorted((workspace / "runs" / "cells").glob("*/result.json"))
     assert len(results) == 1
     times = [path.stat().st_mtime_ns for path in results]
     report = json.loads((folder / "report.json").read_text())
     second = farewell(workspace, *words)
     assert second.returncode == 0, second.stdout + second.stderr
     assert [path.stat().st_mtime_ns for path in results] == times
-    assert "seed 0: runs/compared" in first.stdout
-    assert "seed 0: runs/compared" not in second.stdout
+    assert "seed 0: runs/cells" in first.stdout
+    assert "seed 0: runs/cells" not in second.stdout
     again = json.loads((folder / "report.json").read_text())
     names = [row["name"] for row in report["rows"]]
     assert names[0].startswith("best possible")
@@ -201,7 +212,7 @@ def test_compare_trains_each_cell_once(workspace):
 
 
 def test_error_of_a_rank_reaches_the_terminal_as_one_message(workspace, run):
-    words = ["trm_rankmixer.smoke", *SHORT, "--optim.sparse-lr", "0.5", "--folder", "runs/one"]
+    words = ["trm_joint.smoke", *SHORT, "--optim.sparse-lr", "0.5", "--folder", "runs/one"]
     found = farewell(workspace, "train", *words, "--ranks", 2, "--resume")
     assert found.returncode == 1
     said = found.stdout + found.stderr

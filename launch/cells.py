@@ -1,0 +1,72 @@
+"""Cells: one trained experiment and seed each, shared by every study that asks for the same.
+
+A cell's folder is named after everything that decides its result: the experiment without its
+name, its tokens and its log. Studies that hold equal experiments read one cell, and a finished
+cell is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.ranks import run_on_ranks
+from trainer.experiment import Experiment
+from trainer.loop import train
+from trainer.run_folder import RunFolder
+from trainer.run_inputs import load_tokens
+
+CELLS = Path("runs/cells")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Where cells are, and on how many ranks missing ones are trained.
+
+    Args:
+        root: folder of all cells.
+        ranks: processes on this machine.
+    """
+
+    root: Path
+    ranks: int
+
+    def folder(self, experiment: Experiment) -> RunFolder:
+        """The cell of an experiment, whether it is there or not.
+
+        Raises:
+            ValueError: when the experiment's tokens are missing or were made with other settings.
+        """
+        digest = hashlib.sha256(experiment.fingerprint.encode())
+        tokens = load_tokens(experiment)
+        digest.update(tokens.fingerprint.encode() if tokens is not None else b"")
+        manifest = experiment.data.folder / "manifest.json"
+        digest.update(manifest.read_bytes() if manifest.exists() else b"")
+        name = f"{experiment.data.folder.name}_{experiment.name}_seed{experiment.train.seed}"
+        key = digest.hexdigest()[:12]
+        found = sorted(self.root.glob(f"*_{key}"))
+        return RunFolder(found[0] if found else self.root / f"{name}_{key}")
+
+    def trained(
+        self, experiment: Experiment, *, seeds: int, title: str, console: Console
+    ) -> Mapping[int, RunFolder]:
+        """The finished cell of each seed; what is missing is trained, what was stopped goes on.
+
+        Raises:
+            RankFailedError: when a rank failed; finished cells are kept.
+        """
+        cells = {}
+        for seed in range(seeds):
+            seeded = replace(experiment, train=replace(experiment.train, seed=seed))
+            cell = self.folder(seeded)
+            if not cell.result.exists():
+                console.print(f"[bold]{title}[/bold], seed {seed}: {cell.path}", soft_wrap=True)
+                run_on_ranks(
+                    train, self.ranks, seeded, cell.path, True, log_folder=cell.path / "log"
+                )
+            cells[seed] = cell
+        return cells
