@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from trainer.modules.token_mixing import RankMixerBlock
+from trainer.modules.per_token import FeatureTokens
+from trainer.modules.token_mixing import PerTokenFFN, RankMixerBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +44,7 @@ class RankMixerConfig:
 
 
 class RankMixer(nn.Module):
-    """Features -> T tokens -> blocks -> mean over tokens.
-
-    The concatenated feature vector is cut into T equal parts (the last one zero-padded), each of
-    which a linear layer of its own projects to a token (RankMixer section 3.2).
+    """Features -> T tokens -> blocks -> mean over tokens (RankMixer section 3, Eq. 1).
 
     Shape:
         x_BF -> (B, D).
@@ -58,24 +54,22 @@ class RankMixer(nn.Module):
         super().__init__()
         self.config = config
         self.out_dim = config.dim
-        part = -(-in_dim // config.num_tokens)
-        self.padding = part * config.num_tokens - in_dim
-        self.tokenize = nn.ModuleList(nn.Linear(part, config.dim) for _ in range(config.num_tokens))
+        self.tokenize = FeatureTokens(in_dim, num_tokens=config.num_tokens, dim=config.dim)
         self.blocks = nn.ModuleList(
             RankMixerBlock(
-                num_tokens=config.num_tokens,
-                dim=config.dim,
-                hidden_dim=int(config.dim * config.expansion),
+                config.dim,
+                PerTokenFFN(
+                    num_tokens=config.num_tokens,
+                    dim=config.dim,
+                    hidden_dim=int(config.dim * config.expansion),
+                ),
             )
             for _ in range(config.num_layers)
         )
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(B, F) -> (B, D)."""
-        parts = pad(x_BF, (0, self.padding)).chunk(self.config.num_tokens, dim=1)
-        x_BTD = torch.stack(
-            [linear(part) for linear, part in zip(self.tokenize, parts, strict=True)], dim=1
-        )
+        x_BTD = self.tokenize(x_BF)
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return x_BTD.mean(dim=1)

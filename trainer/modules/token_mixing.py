@@ -62,15 +62,21 @@ class PerTokenFFN(nn.Module):
 
 
 class RankMixerBlock(nn.Module):
-    """Token mixing, then per-token networks, each with residual and LayerNorm."""
+    """Token mixing, then per-token networks, each with residual and LayerNorm (RankMixer Eq. 1).
 
-    def __init__(self, *, num_tokens: int, dim: int, hidden_dim: int) -> None:
+    Args:
+        dim: D.
+        ffn: the per-token networks: :class:`PerTokenFFN`, or a mixture of experts.
+    """
+
+    def __init__(self, dim: int, ffn: nn.Module) -> None:
         super().__init__()
         self.mixing_norm = nn.LayerNorm(dim)
-        self.ffn = PerTokenFFN(num_tokens=num_tokens, dim=dim, hidden_dim=hidden_dim)
+        self.ffn = ffn
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x_BTD = self.mixing_norm(mix_tokens(x_BTD) + x_BTD)
-        return self.ffn_norm(self.ffn(x_BTD) + x_BTD)
+        out_BTD: Tensor = self.ffn_norm(self.ffn(x_BTD) + x_BTD)
+        return out_BTD

@@ -125,7 +125,7 @@ def test_same_tower_class_serves_ids_and_tokens():
     "tower", [DLRMConfig(hidden_dims=(8,)), RankMixerConfig(num_tokens=4, dim=8)]
 )
 def test_every_weight_of_every_table_looked_up_gets_a_gradient(batch, tower):
-    model = build(config=replace(CASE.config(), tower=tower, head_dims=(4,)))
+    model = build(config=replace(CASE.config(), tower=tower, head_dims=(16,)))
     model(batch)[0].backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name

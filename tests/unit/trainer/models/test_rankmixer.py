@@ -17,8 +17,8 @@ def naive_rankmixer(tower, x_BF):
         for token in range(num_tokens):
             values = row[token * part : (token + 1) * part]
             values = torch.cat([values, values.new_zeros(part - len(values))])
-            linear = tower.tokenize[token]
-            tokens.append(linear.weight @ values + linear.bias)
+            linear = tower.tokenize.project
+            tokens.append(values @ linear.weight_TIO[token] + linear.bias_TO[token])
         for block in tower.blocks:
             head = dim // num_tokens
             mixed = [

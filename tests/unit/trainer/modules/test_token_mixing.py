@@ -37,7 +37,7 @@ def naive_norm(x, norm):
 @pytest.fixture
 def block():
     torch.manual_seed(0)
-    block = RankMixerBlock(num_tokens=3, dim=6, hidden_dim=5).double()
+    block = RankMixerBlock(6, PerTokenFFN(num_tokens=3, dim=6, hidden_dim=5)).double()
     for norm in (block.mixing_norm, block.ffn_norm):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)

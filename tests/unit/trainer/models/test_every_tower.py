@@ -1,0 +1,104 @@
+"""What holds for every tower, whatever its equations."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from trainer.models.dcn_v2 import DCNv2Config
+from trainer.models.deepfm import DeepFMConfig
+from trainer.models.dhen import DHENConfig
+from trainer.models.dlrm import DLRMConfig
+from trainer.models.rankmixer import RankMixerConfig
+from trainer.models.rankmixer_moe import RankMixerMoEConfig
+from trainer.models.tower import TowerConfig
+from trainer.models.transformer import TransformerConfig
+from trainer.models.wukong import WuKongConfig
+
+FEATURES = {"user": 7, "candidate": 7, "dense": 7}
+TOKENS = {"num_tokens": 4, "dim": 8}
+TOWERS = {
+    "dlrm": DLRMConfig(hidden_dims=(12, 8)),
+    "deepfm": DeepFMConfig(hidden_dims=(12, 8)),
+    "dcn_v2_full_parallel": DCNv2Config(num_layers=2, hidden_dims=(12, 8)),
+    "dcn_v2_low_rank_stacked": DCNv2Config(
+        num_layers=2, hidden_dims=(12,), rank=3, structure="stacked"
+    ),
+    "dhen_sum": DHENConfig(**TOKENS, dot_hidden_dim=6),
+    "dhen_concat_low_rank": DHENConfig(
+        **TOKENS, ensemble="concat", interactions=("linear", "cross"), cross_rank=3
+    ),
+    "wukong": WuKongConfig(**TOKENS, num_fm_tokens=1, rank=3, hidden_dims=(10,)),
+    "transformer_shared": TransformerConfig(**TOKENS),
+    "transformer_per_token": TransformerConfig(**TOKENS, weights="per_token", num_heads=2),
+    "rankmixer": RankMixerConfig(**TOKENS),
+    "rankmixer_moe_dense": RankMixerMoEConfig(**TOKENS, num_experts=3),
+    "rankmixer_moe_sparse": RankMixerMoEConfig(**TOKENS, num_experts=3, training="sparse"),
+}
+
+
+@pytest.fixture(params=list(TOWERS.values()), ids=list(TOWERS))
+def config(request):
+    return request.param
+
+
+def build(config):
+    torch.manual_seed(0)
+    return config.build(FEATURES)
+
+
+def test_config_is_a_frozen_tower_config(config):
+    assert isinstance(config, TowerConfig)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dropout = 1
+
+
+def test_output_has_the_width_that_it_says(config):
+    tower = build(config)
+    assert tower(torch.randn(5, 21)).shape == (5, tower.out_dim)
+    assert tower.eval()(torch.randn(1, 21)).shape == (1, tower.out_dim)
+
+
+def test_every_input_and_every_weight_gets_a_gradient(config):
+    tower = build(config)
+    x_BF = torch.randn(64, 21, requires_grad=True)
+    out = tower(x_BF)
+    (out * torch.randn_like(out)).sum().backward()
+    assert (x_BF.grad != 0).any(0).all()
+    for name, weight in tower.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.any(), name
+
+
+def test_rows_do_not_see_each_other(config):
+    tower = build(config).double().eval()
+    x_BF = torch.randn(6, 21, dtype=torch.float64)
+    with torch.no_grad():
+        alone = torch.cat([tower(row[None]) for row in x_BF])
+        torch.testing.assert_close(tower(x_BF), alone)
+
+
+def test_same_seed_same_tower_and_same_output(config):
+    x_BF = torch.randn(4, 21)
+    towers = build(config), build(config)
+    for left, right in zip(towers[0].parameters(), towers[1].parameters(), strict=True):
+        torch.testing.assert_close(left, right, atol=0, rtol=0)
+    out = []
+    for tower in towers:
+        torch.manual_seed(1)
+        out.append(tower(x_BF))
+    torch.testing.assert_close(*out, atol=0, rtol=0)
+
+
+def test_most_weights_lie_in_blocks(config):
+    tower = build(config)
+    inside = sum(weight.numel() for weight in tower.blocks.parameters())
+    assert inside > 0.5 * sum(weight.numel() for weight in tower.parameters())
+
+
+def test_shape_can_be_built_without_memory(config):
+    with torch.device("meta"):
+        tower = config.build(FEATURES)
+    assert all(weight.is_meta for weight in tower.parameters())
+    sizes = [weight.shape for weight in tower.parameters()]
+    assert sizes == [weight.shape for weight in build(config).parameters()]
