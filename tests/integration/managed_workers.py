@@ -12,7 +12,7 @@ from sharding.managed_ids import ManagedIds
 from sharding.managed_sharder import ShardedManagedTables
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.distributed import start_ranks, stop_ranks
+from trainer.distributed import Ranks, start_ranks, stop_ranks
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModel, RankingModelConfig
 from trainer.modules.hybrid_tokens import ItemIdConfig
@@ -78,9 +78,17 @@ def old_weights(first_row: int, num_rows: int) -> torch.Tensor:
     return (OLD_WEIGHT + 0.3 * rows)[:, None].repeat(1, DIM)
 
 
-def follow(optimizer: str, policy: str, folder: Path) -> None:
-    """Train; note after each step the rank's map, and its rows' weights and state."""
+def follow_all(cases: list[tuple[str, str]], folder: Path) -> None:
+    """Follow each (optimizer, policy) and leave `<optimizer>_<policy>_rank<r>.pt`."""
     ranks = start_ranks()
+    for optimizer, policy in cases:
+        noted = follow(ranks, optimizer, policy, folder)
+        torch.save(noted, folder / f"{optimizer}_{policy}_rank{ranks.rank}.pt")
+    stop_ranks()
+
+
+def follow(ranks: Ranks, optimizer: str, policy: str, folder: Path) -> dict:
+    """Train; note after each step the rank's map, and its rows' weights and state."""
     specs = tables(optimizer, policy)
     torch.manual_seed(3)
     model = RankingModel(
@@ -138,5 +146,4 @@ def follow(optimizer: str, policy: str, folder: Path) -> None:
         seen.append(note)
     plan = next(p for path, p in parallel.plan.plan.items() if path == "sparse.managed")
     kind = (plan["item_id"].sharding_type, plan["item_id"].compute_kernel)
-    torch.save({"seen": seen, "plan": kind}, folder / f"rank_{ranks.rank}.pt")
-    stop_ranks()
+    return {"seen": seen, "plan": kind}
