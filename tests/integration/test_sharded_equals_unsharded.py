@@ -1,4 +1,5 @@
 import functools
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -56,15 +57,24 @@ FSDP = [
     Case(name="clipped_row_wise", pooled_type="row_wise", item_type="row_wise", optim=CLIPPED),
     Case(name="clipped_table_wise", optim=CLIPPED),
 ]
+TIGHT = replace(CLIPPED, max_dense_norm=0.02, max_sparse_gradient=None)
 SHORT = {"num_steps": 6, "pooled_type": "row_wise"}
 DENSE_OPTIONS = [
-    Case(name="drawn", drawn=True, **SHORT),
-    Case(name="fsdp_drawn", fsdp=True, drawn=True, **SHORT),
+    Case(name="drawn", drawn=True, optim=TIGHT, **SHORT),
+    Case(name="fsdp_drawn", fsdp=True, drawn=True, optim=TIGHT, **SHORT),
     Case(name="in_parts", parts=4, **SHORT),
     Case(name="in_uneven_parts", pooled_type="data_parallel", parts=5, num_steps=6),
     Case(name="fsdp_in_parts", fsdp=True, parts=3, **SHORT),
     Case(name="fsdp_checkpointed", fsdp=True, checkpointed=True, **SHORT),
-    Case(name="fsdp_all", fsdp=True, drawn=True, parts=2, checkpointed=True, **SHORT),
+    Case(
+        name="fsdp_all",
+        fsdp=True,
+        drawn=True,
+        parts=2,
+        checkpointed=True,
+        optim=TIGHT,
+        **SHORT,
+    ),
 ]
 NEXT_TOKEN = NextTokenConfig(dim=8, num_layers=2, num_heads=2, expansion=2.0)
 # No positive on the first of two ranks, so ranks' losses weigh differently.
@@ -77,8 +87,11 @@ JOINT = [
     Case(name="fsdp_joint", fsdp=True, **UNEVEN),
     Case(name="fsdp_joint_all", fsdp=True, drawn=True, parts=2, checkpointed=True, **UNEVEN),
 ]
-COMPILED = [Case(name="fsdp_compiled", fsdp=True, compiled=True, **SHORT)]
-ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT, *COMPILED]
+COMPILED = [
+    Case(name="compiled", compiled=True, **SHORT),
+    Case(name="fsdp_compiled", fsdp=True, compiled=True, checkpointed=True, parts=2, **SHORT),
+]
+ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT]
 WORLDS = {
     (2, 1): ON_TWO,
     (4, 1): ONE_HOST,
@@ -124,7 +137,8 @@ def load(folder, name, world_size):
 
 
 def find(name):
-    return next(case for cases in WORLDS.values() for case in cases if case.name == name)
+    cases = itertools.chain(COMPILED, *WORLDS.values())
+    return next(case for case in cases if case.name == name)
 
 
 def assembled(parts, spec: TableSpec):
@@ -144,7 +158,19 @@ def columns_of(plan):
 
 @pytest.mark.parametrize(("name", "world_size", "hosts"), ALL)
 def test_logits_and_weights_equal_one_unsharded_process(trained, name, world_size, hosts):
-    found, plan, ranks = load(trained(world_size, hosts), name, world_size)
+    check(trained(world_size, hosts), name, world_size)
+
+
+@pytest.mark.slow
+def test_compiled_equals_one_unsharded_process(tmp_path):
+    run_ranks(train_cases, 2, COMPILED, tmp_path, timeout=280)
+    for case in COMPILED:
+        check(tmp_path, case.name, 2)
+
+
+def check(folder, name, world_size):
+    """Logits, losses, tables, network and gradient norms against the reference's."""
+    found, plan, ranks = load(folder, name, world_size)
     case = find(name)
     for spec in case.tables():
         assert (plan[spec.name]["sharding_type"],) == spec.sharding_types
