@@ -28,7 +28,7 @@ ITEM_DIM = 48
 ID_DROPOUT = 0.5
 RANKMIXER = RankMixerConfig(num_tokens=8, dim=64, num_layers=2, expansion=2.0)
 DLRM_MLP = DLRMConfig(hidden_dims=(256, 128))
-MANAGED = ManagedIds(policy="distance_lfu", eviction_interval=10)
+MANAGED = ManagedIds(policy="distance_lfu", eviction_interval=4)
 OPTIM = OptimConfig(dense_lr=2e-3, sparse_lr=0.05, warmup_steps=50, decay="linear")
 
 
