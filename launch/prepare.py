@@ -43,7 +43,7 @@ def _embed(experiment: Experiment, config: TokensConfig, console: Console) -> No
         )
         shown = f"--embedding-column {config.embedding_column}"
     else:
-        arguments = EmbedArgs(items=items, out=config.embeddings, text_column=config.text_column)
+        arguments = EmbedArgs(items=items, out=config.embeddings, text_column=(config.text_column,))
         shown = f"--text-column {config.text_column}"
     _show(f"farewell embed --items {items} {shown} --out {config.embeddings}", console)
     embed(arguments)
@@ -88,8 +88,9 @@ def _tokenize(config: TokensConfig, embeddings: Path, console: Console) -> None:
         collisions=config.collisions,
     )
     _show(command(arguments), console)
-    _, quality = tokenize(arguments)
-    for table in quality_tables(quality):
+    made = tokenize(arguments)
+    assert made is not None  # no ranks here
+    for table in quality_tables(made[1]):
         console.print(table)
 
 

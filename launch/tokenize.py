@@ -7,6 +7,11 @@ Other tokenizers: `--tokenizer KIND` with rq_kmeans (default), rq_vae, balanced_
 opmq. Other combinations of codes: `--mem KIND` with bpe (default), prefix_ngrams or k_grams. Each
 has settings of its own, which `--tokenizer KIND --help` lists.
 
+Larger than memory: `--stream` reads the embeddings block by block in every pass; under torchrun
+each rank reads its share of the items (rq_kmeans in both cases):
+
+    torchrun --nproc-per-node 8 -m launch.cli tokenize --embeddings items.parquet --out tokens/
+
 A living catalogue: `--update OLD` gives new items tokens from the artifact OLD, without fitting;
 `--drift-from OLD` says how far the result is from OLD and writes, beside `--out`, which old row
 each new row takes over.
@@ -27,7 +32,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 import tyro
+from numpy.typing import NDArray
 from rich.table import Table
 
 from launch.terminal import result_console
@@ -40,10 +47,12 @@ from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.exposures import count_exposures
 from tokenization.mem_tokens import MemTokens
 from tokenization.pairs import ClickLog, mine_co_clicks, top_neighbours
-from tokenization.pipeline import fit_tokens
+from tokenization.pipeline import fit_tokens, fit_tokens_on_disk
+from tokenization.points import EmbeddingSource, ParquetFile
 from tokenization.quality import TokenQuality, measure_quality
 from tokenization.report import ReportInputs, write_report
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.shares import joined_ranks
 from tokenization.tokenizers import CONFIGS, AnyTokenizer
 from tokenization.update import update_tokens
 from trainer.data.hashing import hash_buckets
@@ -61,6 +70,7 @@ class TokenizeArgs:
         mem: settings of the mem-tokens.
         collisions: what becomes of items with equal codes: they stay together, get an extra code,
             or move to the next nearest free codeword of the last level.
+        stream: read embeddings block by block instead of holding them; always so under torchrun.
         exposures: log (parquet file, or folder of parts) with a row an impression; mem-tokens are
             then taken by impressions instead of by items.
         exposure_share: of that log's rows that count, from the first on.
@@ -87,6 +97,7 @@ class TokenizeArgs:
     tokenizer: AnyTokenizer = field(default_factory=RQKMeans)
     mem: AnyMem = field(default_factory=MemTokens)
     collisions: Collisions = "keep"
+    stream: bool = False
     exposures: Path | None = None
     exposure_share: float = 0.8
     mem_rows: int | None = None
@@ -119,25 +130,39 @@ def command(args: TokenizeArgs) -> str:
                 words += [f"--{part}.{option}", *map(str, values)]
     if args.collisions != "keep":
         words += ["--collisions", args.collisions]
+    if args.stream:
+        words += ["--stream"]
     return shlex.join(words)
 
 
-def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
+def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
     """Read embeddings, fit tokens, save the artifact; return it with its quality.
+
+    Returns:
+        None on all ranks but the first.
 
     Raises:
         ValueError: see `EmbeddingTable.load`, `fit_tokens` and `TokenArtifact.save`.
     """
-    table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
-    if args.update is not None:
+    measured: TokenArtifact
+    embeddings: Embeddings | EmbeddingSource
+    if args.stream or dist.is_initialized():
+        on_disk = _fit_on_disk(args)
+        if on_disk is None:
+            return None
+        artifact = measured = on_disk
+        embeddings = ParquetFile(args.embeddings, column=args.embedding_column)
+    elif args.update is not None:
+        table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
         artifact = update_tokens(TokenArtifact.load(args.update), table.item_ids, table.embeddings)
         held, _, rows = np.intersect1d(table.item_ids, artifact.item_ids, return_indices=True)
         order = np.argsort(table.item_ids)
         own = order[np.searchsorted(table.item_ids, held, sorter=order)]
         measured, embeddings = artifact.take(rows), table.embeddings[own]
     else:
-        artifact = _fit(args, table)
-        measured, embeddings = artifact, table.embeddings
+        table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
+        artifact = measured = _fit(args, table)
+        embeddings = table.embeddings
     quality = measure_quality(measured, embeddings)
     if args.report is not None:
         _report(args, args.report, measured, embeddings)
@@ -148,7 +173,10 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality]:
 
 
 def _report(
-    args: TokenizeArgs, folder: Path, artifact: TokenArtifact, embeddings: Embeddings
+    args: TokenizeArgs,
+    folder: Path,
+    artifact: TokenArtifact,
+    embeddings: Embeddings | EmbeddingSource,
 ) -> None:
     titles = neighbours = None
     if args.items is not None:
@@ -174,16 +202,36 @@ def _report(
     )
 
 
+def _weights(args: TokenizeArgs, item_ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    if args.exposures is None:
+        return None
+    return count_exposures(args.exposures, item_ids, share=args.exposure_share)
+
+
+def _fit_on_disk(args: TokenizeArgs) -> TokenArtifact | None:
+    if not isinstance(args.tokenizer, RQKMeans) or args.update is not None:
+        asked = "--update" if args.update is not None else args.tokenizer.kind
+        raise ValueError(
+            f"stream: expected a fit of rq_kmeans, found {asked}, which holds the embeddings in "
+            "memory; run it without --stream and torchrun"
+        )
+    return fit_tokens_on_disk(
+        args.embeddings,
+        column=args.embedding_column,
+        tokenizer=args.tokenizer,
+        mem=args.mem,
+        weights_of=lambda item_ids: _weights(args, item_ids),
+        collisions=args.collisions,
+    )
+
+
 def _fit(args: TokenizeArgs, table: EmbeddingTable) -> TokenArtifact:
-    weights = None
-    if args.exposures is not None:
-        weights = count_exposures(args.exposures, table.item_ids, share=args.exposure_share)
     return fit_tokens(
         table.item_ids,
         table.embeddings,
         tokenizer=args.tokenizer,
         mem=args.mem,
-        weights=weights,
+        weights=_weights(args, table.item_ids),
         collisions=args.collisions,
         made=table.made,
     )
@@ -286,7 +334,11 @@ def parse(args: Sequence[str]) -> TokenizeArgs:
 def main(args: Sequence[str]) -> None:
     """Run `farewell tokenize` with the words that follow the verb."""
     parsed = parse(args)
-    artifact, quality = tokenize(parsed)
+    with joined_ranks():
+        made = tokenize(parsed)
+    if made is None:
+        return
+    artifact, quality = made
     console = result_console()
     for table in quality_tables(quality):
         console.print(table)

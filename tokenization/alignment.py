@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokenization.autoencoder import Standardizer, blocks
 from tokenization.base import Embeddings, check_at_least, check_embeddings
 from tokenization.contrastive import contrastive_loss
-from tokenization.pairs import ClickLog, Pairs, mine_co_clicks, only_best
+from tokenization.pairs import ClickLog, Pairs, mine_co_clicks, only_best, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class Alignment:
             ValueError: embeddings that `check_embeddings` refuses, or fewer than two pairs left.
         """
         checked = check_embeddings(embeddings)
-        left, right, weights = _rows(item_ids, pairs)
+        rows, known = rows_of(pairs, item_ids)
+        left, right = torch.from_numpy(rows).T
+        weights = torch.from_numpy(pairs.score[known])
         if len(left) < 2:
             raise ValueError(
                 f"pairs: expected at least two of items that have embeddings, found {len(left)} "
@@ -148,19 +150,6 @@ class AlignmentHead(nn.Module):
         checked = check_embeddings(embeddings, dim=len(self.standardizer.mean))
         network = copy.deepcopy(self).eval()
         return torch.cat([network(x_BD) for x_BD in blocks(checked)]).numpy()
-
-
-def _rows(item_ids: NDArray[np.integer], pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of both sides of the pairs that have embeddings, and the pairs' scores."""
-    order = np.argsort(item_ids)
-    known = np.ones(len(pairs), dtype=bool)
-    sides = []
-    for side in (pairs.left, pairs.right):
-        place = np.searchsorted(item_ids, side, sorter=order).clip(max=len(item_ids) - 1)
-        known &= item_ids[order[place]] == side
-        sides.append(order[place])
-    left, right = (torch.from_numpy(side[known]) for side in sides)
-    return left, right, torch.from_numpy(pairs.score[known])
 
 
 def _train(

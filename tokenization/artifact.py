@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tokenization.base import Codebooks, Codes, SemanticTokenizer
+from tokenization.base import Codebooks, Codes, Embeddings, SemanticTokenizer
 from tokenization.mem_tokens import Merges
 from tokenization.tokenizers import restore
 
@@ -348,6 +348,14 @@ def fingerprint_arrays(**arrays: NDArray[Any]) -> str:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         digest.update(f"{name} {little.dtype.str} {little.shape}\n".encode())
         digest.update(little.tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_blocks(blocks: Iterable[Embeddings], shape: tuple[int, int]) -> str:
+    """Return what `fingerprint_arrays(embeddings=...)` gives for embeddings read block by block."""
+    digest = hashlib.sha256(f"embeddings <f4 {shape}\n".encode())
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
     return digest.hexdigest()
 
 

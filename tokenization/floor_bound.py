@@ -34,8 +34,7 @@ class FloorBound:
 
 
 def floor_bound(
-    embeddings: NDArray[np.floating],
-    decoded: NDArray[np.floating],
+    errors_N: NDArray[np.floating],
     *,
     exponent: float = 1.0,
     holder_constant: float | None = None,
@@ -43,8 +42,7 @@ def floor_bound(
     """Measure delta_s between embeddings and what their codes decode to.
 
     Args:
-        embeddings: Z, floating `(N, D)`.
-        decoded: Z~, floating `(N, D)`.
+        errors_N: squared distance of each item's embedding Z to its decoded codes Z~.
         exponent: s, above 0 and at most 2.
         holder_constant: L_eta.
 
@@ -53,13 +51,11 @@ def floor_bound(
     """
     if not 0 < exponent <= 2:
         raise ValueError(f"exponent: expected above 0 and at most 2, found {exponent}")
-    difference = embeddings - decoded
-    squares = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
-    delta = float((squares ** (exponent / 2)).mean())
+    delta = float((errors_N.astype(np.float64) ** (exponent / 2)).mean())
     return FloorBound(
         exponent=exponent,
         delta=delta,
-        delta_limit=float(squares.mean() ** (exponent / 2)),
+        delta_limit=float(errors_N.mean(dtype=np.float64) ** (exponent / 2)),
         holder_constant=holder_constant,
         bound=None if holder_constant is None else holder_constant * delta,
     )

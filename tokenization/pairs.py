@@ -204,6 +204,34 @@ def mine_query_items(log: ClickLog, *, min_count: int = 1, max_pairs: int = 2_00
     )
 
 
+def with_queries(item_pairs: Pairs, query_pairs: Pairs) -> Pairs:
+    """Return pairs of both kinds in one, each kind drawn as often as the other.
+
+    Args:
+        item_pairs: of items.
+        query_pairs: of a query (left) and an item; query `q` becomes id `-1 - q`.
+    """
+    item_score = item_pairs.score / item_pairs.score.sum()
+    query_score = query_pairs.score / query_pairs.score.sum()
+    return Pairs(
+        left=np.concatenate([item_pairs.left, query_id(query_pairs.left)]),
+        right=np.concatenate([item_pairs.right, query_pairs.right]),
+        count=np.concatenate([item_pairs.count, query_pairs.count]),
+        score=np.concatenate([item_score, query_score]),
+    )
+
+
+def query_id(queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ids of queries among those of items: negative ones.
+
+    Raises:
+        ValueError: a query whose own id is negative.
+    """
+    if queries.size and queries.min() < 0:
+        raise ValueError(f"query ids: expected at least 0, found {queries.min()}")
+    return -1 - queries
+
+
 def _count_items(log: ClickLog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Clicked item ids, ascending, and their clicks."""
     items, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -237,6 +265,20 @@ def _pairs_in_windows(
     return keys, counts
 
 
+def rows_of(pairs: Pairs, ids: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where the pairs' ids stand among `ids`.
+
+    Returns:
+        rows of `ids`, int64 `(Q, 2)`, of the pairs whose ids are both there; which these are,
+        bool `(P,)`.
+    """
+    order = np.argsort(ids)
+    sides = np.stack([pairs.left, pairs.right], axis=1)
+    rows = order[np.searchsorted(ids, sides, sorter=order).clip(max=len(ids) - 1)]
+    known = (ids[rows] == sides).all(axis=1)
+    return rows[known], known
+
+
 def only_best(pairs: Pairs, num_best: int) -> Pairs:
     """Return the pairs in which one is among the other's `num_best` best."""
     item_ids = np.unique(np.concatenate([pairs.left, pairs.right]))
@@ -261,15 +303,8 @@ def top_neighbours(
     Returns:
         rows of `item_ids`, int64 `(N, num_neighbours)`, best first, -1 in unused places.
     """
-    order = np.argsort(item_ids)
-    ends = []
-    known = np.ones(len(pairs), dtype=bool)
-    for side in (pairs.left, pairs.right):
-        place = np.searchsorted(item_ids, side, sorter=order).clip(max=len(item_ids) - 1)
-        known &= item_ids[order[place]] == side
-        ends.append(order[place])
-    one = np.concatenate([ends[0][known], ends[1][known]])
-    other = np.concatenate([ends[1][known], ends[0][known]])
+    ends, known = rows_of(pairs, item_ids)
+    one, other = ends.T.reshape(-1), ends[:, ::-1].T.reshape(-1)
     by_item = np.lexsort((-np.tile(pairs.score[known], 2), one))
     one, other = one[by_item], other[by_item]
     rank = np.arange(len(one)) - np.searchsorted(one, one)

@@ -36,6 +36,28 @@ class EmbeddingSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Embeddings that are in memory, as a source.
+
+    Args:
+        embeddings: floating `(N, D)`.
+    """
+
+    embeddings: NDArray[np.floating]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Items and dimensions."""
+        return self.embeddings.shape[0], self.embeddings.shape[1]
+
+    def blocks(self) -> Iterator[Embeddings]:
+        """Yield float32 copies of blocks."""
+        size = max(1, _BLOCK_BYTES // (4 * self.shape[1]))
+        for start in range(0, self.shape[0], size):
+            yield self.embeddings[start : start + size].astype(np.float32)
+
+
 @dataclass(frozen=True)
 class NpyFile:
     """A matrix that `numpy.save` wrote: floating `(N, D)`, in C order.
@@ -96,10 +118,14 @@ class ParquetFile:
     Args:
         path: the file.
         column: its list column.
+        start: first row that belongs to this source.
+        stop: row after the last; None for all.
     """
 
     path: Path
     column: str = "embedding"
+    start: int = 0
+    stop: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +136,8 @@ class ParquetFile:
         """
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(batch_size=1, columns=[self.column]):
-                return file.metadata.num_rows, len(batch.column(0)[0])
+                rows = range(*slice(self.start, self.stop).indices(file.metadata.num_rows))
+                return len(rows), len(batch.column(0)[0])
         raise ValueError(f"{self.path}: expected at least one item, found no rows")
 
     def blocks(self) -> Iterator[Embeddings]:
@@ -120,12 +147,21 @@ class ParquetFile:
             ValueError: lists of unequal lengths, nulls or NaN.
         """
         dim = self.shape[1]
-        row = 0
         with pq.ParquetFile(self.path) as file:
+            begin, end, _ = slice(self.start, self.stop).indices(file.metadata.num_rows)
+            groups, row = _row_groups(file, begin, end)
             size = max(1, _BLOCK_BYTES // (4 * dim))
-            for batch in file.iter_batches(batch_size=size, columns=[self.column]):
+            for batch in file.iter_batches(
+                batch_size=size, columns=[self.column], row_groups=groups
+            ):
+                first, row = row, row + len(batch)
+                batch = batch.slice(
+                    max(0, begin - first), max(0, min(end, row) - max(begin, first))
+                )
+                if not len(batch):
+                    continue
                 lists: pa.Array[Any] = batch.column(0)
-                place = f"{self.path}, column {self.column} from row {row}"
+                place = f"{self.path}, column {self.column} from row {max(begin, first)}"
                 lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
                 values = pc.list_flatten(lists)
                 if lengths != [dim] or values.null_count:
@@ -133,7 +169,16 @@ class ParquetFile:
                 # Buffers of Arrow are read-only, and blocks may be written to.
                 block = np.array(values.to_numpy(zero_copy_only=False)).reshape(-1, dim)
                 yield check_embeddings(block, name=place)
-                row += len(batch)
+
+
+def _row_groups(file: pq.ParquetFile, begin: int, end: int) -> tuple[list[int], int]:
+    """Row groups that hold some of the rows `begin .. end`, and the first row of the first."""
+    stops = np.cumsum(
+        [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    )
+    starts = np.concatenate([[0], stops[:-1]])
+    groups = np.flatnonzero((stops > begin) & (starts < end)).tolist()
+    return groups, int(starts[groups[0]]) if groups else 0
 
 
 class Points(Protocol):

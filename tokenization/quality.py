@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenization.artifact import TokenArtifact
 from tokenization.base import check_embeddings
 from tokenization.drift import mem_matrix
+from tokenization.points import EmbeddingSource, Matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +81,20 @@ class TokenQuality:
         return dataclasses.asdict(self)
 
 
-def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -> TokenQuality:
+def measure_quality(
+    artifact: TokenArtifact, embeddings: NDArray[np.floating] | EmbeddingSource
+) -> TokenQuality:
     """Measure an artifact against the embeddings of its items.
 
     Args:
         artifact: the tokens.
-        embeddings: floating `(N, D)`, row `n` is that of `artifact.item_ids[n]`.
+        embeddings: floating `(N, D)`, row `n` is that of `artifact.item_ids[n]`; or where they are
+            read from, block by block.
 
     Raises:
         ValueError: embeddings of another number of items or dimensions.
     """
-    if len(embeddings) != artifact.num_items:
-        raise ValueError(
-            f"embeddings: expected one row for each of {artifact.num_items} items, found "
-            f"{len(embeddings)}"
-        )
-    embeddings = check_embeddings(embeddings, dim=artifact.tokenizer.dim)
+    source = checked_source(artifact, embeddings)
     _, tuple_of, tuple_counts = np.unique(
         artifact.codes, axis=0, return_inverse=True, return_counts=True
     )
@@ -116,18 +115,63 @@ def measure_quality(artifact: TokenArtifact, embeddings: NDArray[np.floating]) -
         mem_rows_single=int((mem_use == 1).sum()),
         items_without_mem=int((np.diff(artifact.mem_offsets) == 0).sum()),
         mem_tokens_per_item=len(artifact.mem_values) / artifact.num_items,
-        levels=_levels(artifact, embeddings),
+        levels=_levels(artifact, source),
     )
 
 
-def _levels(artifact: TokenArtifact, embeddings: NDArray[np.float32]) -> tuple[LevelQuality, ...]:
-    centred = embeddings - embeddings.mean(axis=0)
-    variance = _mean_square(centred)
+def checked_source(
+    artifact: TokenArtifact, embeddings: NDArray[np.floating] | EmbeddingSource
+) -> EmbeddingSource:
+    """Return the embeddings of an artifact's items as a source.
+
+    Raises:
+        ValueError: embeddings of another number of items or dimensions.
+    """
+    dim = artifact.tokenizer.dim
+    if isinstance(embeddings, np.ndarray):
+        source: EmbeddingSource = Matrix(check_embeddings(embeddings, dim=dim))
+    else:
+        source = embeddings
+    if source.shape != (artifact.num_items, dim):
+        raise ValueError(
+            f"embeddings: expected one row for each of {artifact.num_items} items and {dim} "
+            f"dimensions, found {source.shape[0]} and {source.shape[1]}"
+        )
+    return source
+
+
+def squared_errors(artifact: TokenArtifact, source: EmbeddingSource) -> NDArray[np.float64]:
+    """Squared distance of each item's embedding to what its codes decode to, `(N,)`."""
+    codes, start, errors = artifact.codes[:, : len(artifact.codebooks)], 0, []
+    for block in source.blocks():
+        block -= artifact.tokenizer.decode(codes[start : start + len(block)])
+        errors.append(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        start += len(block)
+    return np.concatenate(errors)
+
+
+def _distortions(artifact: TokenArtifact, source: EmbeddingSource) -> tuple[float, list[float]]:
+    """Variance of the embeddings, and mean squared error of what each level decodes to."""
+    mean = np.zeros(source.shape[1])
+    for block in source.blocks():
+        mean += block.sum(axis=0, dtype=np.float64) / source.shape[0]
+    centre = mean.astype(np.float32)
+    num_books = len(artifact.codebooks)
+    variance, errors, start = 0.0, np.zeros(num_books), 0
+    for block in source.blocks():
+        variance += _squares(block - centre)
+        codes = artifact.codes[start : start + len(block)]
+        for level in range(num_books):
+            errors[level] += _squares(block - artifact.tokenizer.decode(codes[:, : level + 1]))
+        start += len(block)
+    return variance / start, (errors / start).tolist()
+
+
+def _levels(artifact: TokenArtifact, source: EmbeddingSource) -> tuple[LevelQuality, ...]:
+    variance, distortions = _distortions(artifact, source)
     levels: list[LevelQuality] = []
     for level in range(artifact.num_levels):
-        known = min(level + 1, len(artifact.codebooks))  # an extra code decodes to nothing
-        decoded = artifact.tokenizer.decode(artifact.codes[:, :known])
-        distortion = _mean_square(embeddings - decoded)
+        distortion = distortions[min(level, len(distortions) - 1)]  # an extra code tells nothing
         counts = np.bincount(artifact.codes[:, level], minlength=artifact.num_codes)
         used = counts[counts > 0] / artifact.num_items
         before = levels[-1].distortion if levels else variance
@@ -152,9 +196,8 @@ def _gini(counts: NDArray[np.int64]) -> float:
     return float((2 * rank - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
-def _mean_square(differences: NDArray[np.float32]) -> float:
-    total = np.einsum("nd,nd->", differences, differences, dtype=np.float64)
-    return float(total / len(differences))
+def _squares(differences: NDArray[np.float32]) -> float:
+    return float(np.einsum("nd,nd->", differences, differences, dtype=np.float64))
 
 
 def mem_bags(artifact: TokenArtifact) -> NDArray[np.int64]:

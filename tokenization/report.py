@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tokenization.artifact import TokenArtifact
 from tokenization.figures import draw_quality
 from tokenization.floor_bound import floor_bound
-from tokenization.quality import measure_quality
+from tokenization.points import EmbeddingSource
+from tokenization.quality import checked_source, measure_quality, squared_errors
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -28,7 +29,8 @@ class ReportInputs:
     """What a report is made of besides the artifact.
 
     Args:
-        embeddings: floating `(N, D)`, of the artifact's items in its order.
+        embeddings: floating `(N, D)`, of the artifact's items in its order; or where they are read
+            from, block by block.
         titles: one an item, or None.
         neighbours: rows of co-click neighbours int64 `(N, V)`, -1 in unused places, or None.
         exponent: s of the floor bound.
@@ -36,7 +38,7 @@ class ReportInputs:
         num_examples: groups of items shown.
     """
 
-    embeddings: NDArray[np.floating]
+    embeddings: NDArray[np.floating] | EmbeddingSource
     titles: Sequence[str] | None = None
     neighbours: NDArray[np.int64] | None = None
     exponent: float = 1.0
@@ -107,10 +109,8 @@ def examples(
 def measure(artifact: TokenArtifact, inputs: ReportInputs) -> dict[str, Any]:
     """Everything that the report says, as JSON values."""
     quality = measure_quality(artifact, inputs.embeddings)
-    decoded = artifact.tokenizer.decode(artifact.codes[:, : len(artifact.codebooks)])
     bound = floor_bound(
-        inputs.embeddings,
-        decoded,
+        squared_errors(artifact, checked_source(artifact, inputs.embeddings)),
         exponent=inputs.exponent,
         holder_constant=inputs.holder_constant,
     )

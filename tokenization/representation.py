@@ -1,11 +1,11 @@
-"""Item representations by a causal language model of one's own domain (TRM section 3.1, Eq. 1-4).
+"""Item representations by a language model of one's own domain (TRM section 3.1, Eq. 1-4).
 
-The model learns to caption items from their text (Eq. 1) and, on mean-pooled last-layer states
-(Eq. 2), to put items together that users click together (Eq. 3); the joint objective is
-`L_cap + lambda L_align` (Eq. 4), and either part can be left out as an ablation. Any causal model
-of `transformers` in a local folder will do; inputs are text.
+The model learns to caption items from their text and image (Eq. 1) and, on mean-pooled last-layer
+states (Eq. 2), to put together items that users click together, and queries with what was clicked
+for them (Eq. 3); the joint objective is `L_cap + lambda L_align` (Eq. 4), and either part can be
+left out as an ablation. Models: see `tokenization.captioning`.
 
-Shape suffixes: B items or pairs of a batch, T tokens, D dimensions.
+Shape suffixes: B items or pairs of a batch, G pairs of all ranks, D dimensions.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokenization.base import check_at_least
+from tokenization.captioning import Preparation, caption_loss, load_model, pooled
+from tokenization.catalogue import Content
 from tokenization.contrastive import contrastive_loss
-from tokenization.text_encoder import mean_pool
+from tokenization.lora import add_lora, remove_lora
 
 logger = logging.getLogger(__name__)
-
-_IGNORED = -100  # label of tokens that are not predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,6 @@ class Representation:
     """Settings of the joint training.
 
     Args:
-        folder: local folder of a causal language model with its tokenizer.
-        out: folder to save the trained model to.
         caption_weight: of L_cap; 0 leaves captioning out.
         align_weight: lambda of L_align; 0 leaves alignment out.
         temperature: tau of Eq. 3.
@@ -48,10 +45,9 @@ class Representation:
         batch_size: items and pairs of all ranks in a step.
         learning_rate: of AdamW, falling linearly to zero.
         seed: of the order and of low-rank weights.
+        device: where each rank trains, e.g. `cpu` or `cuda`.
     """
 
-    folder: Path
-    out: Path
     caption_weight: float = 1.0
     align_weight: float = 1.0
     temperature: float = 0.07
@@ -61,6 +57,7 @@ class Representation:
     batch_size: int = 32
     learning_rate: float = 1e-4
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -76,68 +73,81 @@ class Representation:
             )
 
     def fit(
-        self, texts: Sequence[str], captions: Sequence[str], pairs: NDArray[np.integer]
+        self,
+        folder: Path,
+        out: Path,
+        *,
+        contents: Sequence[Content],
+        captions: Sequence[str],
+        pairs: NDArray[np.integer],
+        weights: NDArray[np.floating] | None = None,
     ) -> list[float]:
         """Train, save the model to `out` on the first rank, and return the loss of every step.
 
         Under torchrun each rank takes its share of every batch, and negatives come from all ranks.
 
         Args:
-            texts: what is known of each item: title, OCR, ASR, description.
+            folder: of the model to start from.
+            out: where it is saved.
+            contents: what is known of each item, then the queries, if any.
             captions: target caption of each item; not looked at without captioning.
-            pairs: rows of `texts` that belong together, integers `(P, 2)`; not looked at without
-                alignment.
+            pairs: rows of `contents` that belong together, integers `(P, 2)`: two items, or a query
+                and an item; not looked at without alignment.
+            weights: by which pairs are drawn, `(P,)`; equal without them.
 
         Raises:
-            ValueError: a folder without such a model, texts and captions that do not match, or
-                pairs out of range.
+            ValueError: a folder without such a model, more captions than contents or none, or pairs
+                out of range.
         """
-        self._check(texts, captions, pairs)
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.pad_token is None:
-            raise ValueError(f"{self.folder}: the tokenizer has no padding or end token; set one")
+        self._check(contents, captions, pairs, weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, local_files_only=True, dtype=torch.float32
-            )
+            model, preparation = load_model(folder)
             adapters = add_lora(model, self.lora_rank) if self.lora_rank is not None else []
-            losses = self._train(model, tokenizer, texts, captions, pairs)
+            model.to(self.device)
+            drawn = _draw(pairs, weights, self) if self.align_weight else None
+            losses = self._train(model, preparation, contents, captions, drawn)
         for adapter in adapters:
             adapter.merge()
         if adapters:
             remove_lora(model)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            model.save_pretrained(self.out)
-            tokenizer.save_pretrained(self.out)
+            model.cpu().save_pretrained(out)
+            preparation.save(out)
         return losses
 
     def _check(
-        self, texts: Sequence[str], captions: Sequence[str], pairs: NDArray[np.integer]
+        self,
+        contents: Sequence[Content],
+        captions: Sequence[str],
+        pairs: NDArray[np.integer],
+        weights: NDArray[np.floating] | None,
     ) -> None:
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{self.folder}: expected a folder of a causal language model")
-        if self.caption_weight and len(captions) != len(texts):
+        if self.caption_weight and not 0 < len(captions) <= len(contents):
             raise ValueError(
-                f"captions: expected one for each of {len(texts)} texts, found {len(captions)}"
+                f"captions: expected one for each item, at most {len(contents)}, found "
+                f"{len(captions)}"
             )
-        inside = pairs.ndim == 2 and pairs.size > 0 and 0 <= pairs.min() <= pairs.max() < len(texts)
+        size = len(contents)
+        inside = pairs.ndim == 2 and pairs.size > 0 and 0 <= pairs.min() <= pairs.max() < size
         if self.align_weight and not inside:
             raise ValueError(
-                f"pairs: expected rows of {len(texts)} texts in shape (pairs, 2), found "
-                f"{pairs.shape}"
+                f"pairs: expected rows of {size} contents in shape (pairs, 2), found {pairs.shape}"
+            )
+        if weights is not None and weights.shape != (len(pairs),):
+            raise ValueError(
+                f"weights: expected one for each of {len(pairs)} pairs, found {weights.shape}"
             )
 
     def _train(
         self,
         model: Any,
-        tokenizer: Any,
-        texts: Sequence[str],
+        preparation: Preparation,
+        contents: Sequence[Content],
         captions: Sequence[str],
-        pairs: NDArray[np.integer],
+        pairs: NDArray[np.integer] | None,
     ) -> list[float]:
+        """Take `num_steps` steps; `pairs` are those drawn for each step, `(steps, G, 2)`."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         size = max(1, self.batch_size // world)
@@ -151,32 +161,28 @@ class Representation:
         model.train()
         losses = []
         for step in range(self.num_steps):
-            # Every rank draws the whole batch and takes its part, so that ranks stay in step.
-            rows = rng.integers(0, len(texts), size * world)[mine].tolist()
-            drawn = rng.integers(0, max(len(pairs), 1), size * world)[mine]
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=self.device)
             if self.caption_weight:
-                batch = caption_batch(
-                    tokenizer,
-                    [texts[row] for row in rows],
+                # Every rank draws the whole batch and takes its part: ranks stay in step.
+                rows = rng.integers(0, len(captions), size * world)[mine].tolist()
+                batch = preparation.batch(
+                    [contents[row] for row in rows],
                     [captions[row] for row in rows],
                     max_length=self.max_length,
                 )
-                loss = loss + self.caption_weight * caption_loss(model, **batch)
-            if self.align_weight:
-                sides = [
-                    pooled(model, tokenizer, [texts[row] for row in side], self.max_length)
-                    for side in pairs[drawn].T.tolist()
-                ]
-                aligned = contrastive_loss(*sides, temperature=self.temperature)
-                loss = loss + self.align_weight * aligned
+                loss = loss + self.caption_weight * caption_loss(model, self._moved(batch))
+            if pairs is not None:
+                loss = loss + self.align_weight * self._align(
+                    model, preparation, contents, pairs[step], mine
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if world > 1:
                 for parameter in parameters:
-                    if parameter.grad is not None:
-                        dist.all_reduce(parameter.grad)
-                        parameter.grad /= world
+                    if parameter.grad is None:  # e.g. image layers in a batch without images
+                        parameter.grad = torch.zeros_like(parameter)
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= world
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -185,111 +191,43 @@ class Representation:
                 logger.info("step %d of %d: loss %.4f", step, self.num_steps, losses[-1])
         return losses
 
+    def _align(
+        self,
+        model: Any,
+        preparation: Preparation,
+        contents: Sequence[Content],
+        pairs_G2: NDArray[np.integer],
+        mine: slice,
+    ) -> Tensor:
+        """InfoNCE of this rank's pairs (Eq. 3)."""
+        a_B, b_B = pairs_G2[mine].T
+        sides = [
+            pooled(
+                model,
+                self._moved(
+                    preparation.batch([contents[row] for row in side], max_length=self.max_length)
+                ),
+            )
+            for side in (a_B.tolist(), b_B.tolist())
+        ]
+        b_G = pairs_G2[:, 1]
+        same_BG = torch.from_numpy((b_G == b_B[:, None]) | (b_G == a_B[:, None]))
+        return contrastive_loss(
+            *sides, temperature=self.temperature, same_BG=same_BG.to(self.device)
+        )
 
-def caption_batch(
-    tokenizer: Any, texts: Sequence[str], captions: Sequence[str], *, max_length: int
-) -> dict[str, Tensor]:
-    """Item text and caption in one sequence each, padded on the right; the caption is the target.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels`, int64 `(B, T)`; labels are -100 but for the
-        caption and the end token, where the tokenizer has one.
-    """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    options = {"truncation": True, "max_length": max_length, "add_special_tokens": False}
-    prompts = tokenizer(list(texts), **options)["input_ids"]
-    targets = [[*ids, *end] for ids in tokenizer(list(captions), **options)["input_ids"]]
-    width = max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
-    input_ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, _IGNORED)
-    for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        stop = len(prompt) + len(target)
-        input_ids[row, :stop] = torch.tensor([*prompt, *target])
-        attention_mask[row, :stop] = 1
-        labels[row, len(prompt) : stop] = torch.tensor(target)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
-def caption_loss(
-    model: Any, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-) -> Tensor:
-    """Negative log likelihood of the captions, summed over a caption's tokens (TRM Eq. 1).
-
-    Returns:
-        the mean over items, a scalar.
-    """
-    logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    losses = nn.functional.cross_entropy(
-        logits_BTV[:, :-1].transpose(1, 2).float(),
-        labels[:, 1:],
-        ignore_index=_IGNORED,
-        reduction="none",
-    )
-    return losses.sum(dim=1).mean()
+    def _moved(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
-def pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Tensor:
-    """Mean-pooled last-layer states of texts, `(B, D)` (TRM Eq. 2)."""
-    batch = tokenizer(
-        list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
-    )
-    states = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        output_hidden_states=True,
-    ).hidden_states[-1]
-    return mean_pool(states, batch["attention_mask"])
-
-
-class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trained update of low rank, zero at the start (Hu et al.).
-
-    Args:
-        linear: the layer.
-        rank: of the update.
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer and its update."""
-        updated: Tensor = self.linear(x) + (x @ self.down.T) @ self.up.T
-        return updated
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add the update to the layer's weight."""
-        self.linear.weight += self.up @ self.down
-
-
-def add_lora(model: nn.Module, rank: int) -> list[LoRALinear]:
-    """Freeze the model and wrap its linear layers, except the output layer; return the wraps.
-
-    Raises:
-        ValueError: a model without linear layers to wrap.
-    """
-    model.requires_grad_(False)
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    wraps = []
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child is not output:
-                wrap = LoRALinear(child, rank)
-                setattr(module, name, wrap)
-                wraps.append(wrap)
-    if not wraps:
-        raise ValueError("lora_rank: expected linear layers in the model, found none; train all")
-    return wraps
-
-
-def remove_lora(model: nn.Module) -> None:
-    """Put the (merged) linear layers back in the places of their wraps."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoRALinear):
-                setattr(module, name, child.linear)
+def _draw(
+    pairs: NDArray[np.integer], weights: NDArray[np.floating] | None, settings: Representation
+) -> NDArray[np.integer]:
+    """The pairs of every step, `(steps, G, 2)`, the same on every rank, sides in any order."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    size = max(1, settings.batch_size // world) * world
+    rng = np.random.default_rng([settings.seed, 1])
+    chances = None if weights is None else weights / weights.sum()
+    drawn = rng.choice(len(pairs), (settings.num_steps, size), p=chances)
+    swapped = rng.random(drawn.shape) < 0.5
+    return np.where(swapped[:, :, None], pairs[drawn][:, :, ::-1], pairs[drawn])

@@ -7,6 +7,9 @@ alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +53,26 @@ class Share:
         """Which places of `rows` (indices among all rows) are held here, and as which own rows."""
         places = np.flatnonzero((rows >= self.start) & (rows < self.start + self.num_rows))
         return places, rows[places] - self.start
+
+
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Be one of torchrun's ranks for as long as the block lasts; alone, nothing happens.
+
+    Arrays on the host go by gloo, tensors on GPUs by NCCL.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """True on the rank that writes files and talks to people."""
+    return not dist.is_initialized() or dist.get_rank() == 0

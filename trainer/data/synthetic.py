@@ -135,6 +135,37 @@ class SyntheticLog:
         parts = np.einsum("ptr,t->pr", self.item_terms(rows, task), scales)
         return parts * np.sqrt([[1 - share], [share]])
 
+    def click_gradients(self, users: Ints, queries: Ints) -> Doubles:
+        """What the click logit of a context gains by each latent of the item, which is all it does.
+
+        The logit is linear in the item's latents, so the length of its gradient is the smallest
+        Lipschitz constant (L_eta of TRM Eq. 9 at s = 1) of the context.
+
+        Args:
+            users: (C,) of each context.
+            queries: (C,) of each context.
+
+        Returns:
+            (C, 2 * D): by semantic latents, then by idiosyncratic ones.
+        """
+        world, share = self.world, self.config.idiosyncratic_share
+        directions_CTD = np.stack(
+            [
+                np.broadcast_to(world.quality_2D[0], world.user_UD[users].shape),
+                world.user_UD[users],
+                world.query_QD[queries],
+            ],
+            axis=1,
+        )
+        weights_PT = np.array(CLICK_SCALES) / self._spread[0] * np.sqrt([[1 - share], [share]])
+        gradients_CPD = np.einsum("ctd,pt->cpd", directions_CTD, weights_PT)
+        return gradients_CPD.reshape(len(users), -1)
+
+    def probabilities(self, rows: Impressions) -> tuple[Doubles, Doubles]:
+        """True probability of a click (R,), and of a play given a click (R,)."""
+        click_logit, play_logit = self._logits(rows)
+        return _sigmoid(click_logit), _sigmoid(play_logit)
+
     def _impressions(self, rng: np.random.Generator, requests: Ints) -> Impressions:
         config, world = self.config, self.world
         page = config.impressions_per_request
@@ -170,9 +201,7 @@ class SyntheticLog:
         return click + self.item_logits(rows, 0).sum(0), play + self.item_logits(rows, 1).sum(0)
 
     def _outcomes(self, rng: np.random.Generator, rows: Impressions) -> Outcomes:
-        click_logit, play_logit = self._logits(rows)
-        p_click = _sigmoid(click_logit)
-        p_play_after_click = _sigmoid(play_logit)
+        p_click, p_play_after_click = self.probabilities(rows)
         click = rng.random(len(p_click)) < p_click
         play = click & (rng.random(len(p_click)) < p_play_after_click)
         return Outcomes(
