@@ -147,7 +147,12 @@ class RankingNetwork(nn.Module):
             None
             if next_token is None
             else _next_token(
-                next_token, config, tables=tables, pooled_dims=pooled_dims, roles=roles
+                next_token,
+                config,
+                tables=tables,
+                pooled_dims=pooled_dims,
+                num_histories=num_histories,
+                roles=roles,
             )
         )
 
@@ -184,7 +189,8 @@ class RankingNetwork(nn.Module):
             )
             history_BD = self.history(*past)
             by_feature = self._without_some_ids(pooled.to_dict())
-            feedback_BF = self.feedback_sum(*past)
+            value_ND = self.feedback_sum.values(item_UD)
+            feedback_BF = self.feedback_sum(*past, value_ND)
             dense_BF = self.dense_encoding(batch.dense_BF)
             features = [by_feature[feature] for feature in self.pooled_features] + [
                 candidate_BD,
@@ -193,10 +199,15 @@ class RankingNetwork(nn.Module):
                 feedback_BF,
                 self.dense_arch(dense_BF),
             ]
-            if self.next_token is not None:
-                context, generative = self._generate(
-                    batch, items, by_feature, dense_BF, feedback_BF, positive_P
+            if self.next_token is not None and (
+                self.training or self.next_token.config.feeds_tower
+            ):
+                sources = (
+                    by_feature,
+                    self._by_dense_feature(dense_BF),
+                    self._history_alone(batch, item_UD, value_ND, feedback_BF),
                 )
+                context, generative = self._generate(batch, items, sources, positive_P)
                 features += [] if context is None else [context]
                 losses |= {} if generative is None else {"next_token": generative}
             out_BD = self.tower(torch.cat(features, dim=1))
@@ -224,17 +235,20 @@ class RankingNetwork(nn.Module):
         """
         assert self.next_token is not None
         with self.autocast(batch.dense_BF.device):
+            item_UD = self.item_encoder(items)
+            value_ND = self.feedback_sum.values(item_UD)
             feedback_BF = self.feedback_sum(
-                self.item_encoder(items),
+                item_UD,
                 batch.candidate_B,
                 batch.history_T,
                 batch.history_kind_T,
                 batch.history_offsets,
+                value_ND,
             )
             context_BCD = self.next_token.context(
                 self._without_some_ids(pooled.to_dict()),
                 self._by_dense_feature(self.dense_encoding(batch.dense_BF)),
-                self._without_candidate(feedback_BF),
+                self._history_alone(batch, item_UD, value_ND, feedback_BF),
                 rows,
             )
             return self.next_token.encode(context_BCD)
@@ -243,9 +257,7 @@ class RankingNetwork(nn.Module):
         self,
         batch: Batch,
         items: dict[str, JaggedTensor],
-        by_feature: dict[str, Tensor],
-        dense_BF: Tensor,
-        feedback_BF: Tensor,
+        sources: tuple[dict[str, Tensor], Tensor, Tensor],
         positive_P: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The tower's feature and the generative loss (Eq. 6), each where there is one.
@@ -257,11 +269,6 @@ class RankingNetwork(nn.Module):
         """
         module = self.next_token
         assert module is not None
-        sources = (
-            by_feature,
-            self._by_dense_feature(dense_BF),
-            self._without_candidate(feedback_BF),
-        )
         feature_BD = None
         if module.config.feeds_tower:
             encoded = module.encode(module.context(*sources))
@@ -285,9 +292,16 @@ class RankingNetwork(nn.Module):
         """Codes of dense features (B, F, Q)."""
         return dense_BF.unflatten(1, (-1, self.dense_encoding.num_bins))
 
-    def _without_candidate(self, feedback_BF: Tensor) -> Tensor:
-        """The half of `FeedbackSum` that is the history alone."""
-        return feedback_BF[:, : self.config.item.item_dim]
+    def _history_alone(
+        self, batch: Batch, item_UD: Tensor, value_ND: Tensor, feedback_BF: Tensor
+    ) -> Tensor:
+        """The history as it is without the candidate: the first half of `FeedbackSum`, and more."""
+        assert self.next_token is not None
+        sum_BD = feedback_BF[:, : self.config.item.item_dim]
+        if self.next_token.history is None:
+            return sum_BD
+        past = (batch.history_T, batch.history_kind_T, batch.history_offsets)
+        return torch.cat([sum_BD, self.next_token.history(item_UD, value_ND, *past)], dim=1)
 
     def _without_some_ids(self, by_feature: dict[str, Tensor]) -> dict[str, Tensor]:
         """During training, zero residual-ID embeddings of a random share of the rows."""
@@ -313,6 +327,7 @@ def _next_token(
     *,
     tables: Sequence[TableSpec],
     pooled_dims: Mapping[str, int],
+    num_histories: int,
     roles: ContextRoles | None,
 ) -> NextToken:
     """The generative module over the features of a model."""
@@ -329,6 +344,7 @@ def _next_token(
         pooled_dims=pooled_dims,
         num_bins=model.dense_bins,
         history_dim=model.item.item_dim,
+        num_histories=num_histories,
         token_dim=model.item.table_dim,
         num_levels=model.item.num_levels,
         num_codes=gen_rows // model.item.num_levels,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from trainer.modules.recent_history import RecentHistory
 from trainer.modules.semi_causal import KeyValues, SemiCausalBlock, semi_causal_mask
 
 
@@ -56,6 +57,8 @@ class NextTokenConfig:
         num_sampled: codes a level that the softmax is estimated with; None for all codes. Worth it
             where codebooks are large.
         positive_task: label that says which impressions are positive; None for the main task.
+        history_heads: vectors that the history is summed up in for the user's tokens beside the
+            plain sum, some of them with an eye on its latest items (`RecentHistory`).
         feeds_tower: the tower also reads the mean of the transformer's context tokens. The paper
             does not say that it does: its loss alone connects the two. Scoring costs more then.
     """
@@ -69,6 +72,7 @@ class NextTokenConfig:
     weight: float = 0.1
     num_sampled: int | None = None
     positive_task: str | None = None
+    history_heads: int = 2
     feeds_tower: bool = False
 
     def __post_init__(self) -> None:
@@ -77,13 +81,18 @@ class NextTokenConfig:
         Raises:
             ValueError: naming the field, what was found and what is expected.
         """
-        for name in ("num_query_tokens", "num_user_tokens"):
+        for name in ("num_query_tokens", "num_user_tokens", "history_heads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"next_token.{name} is {getattr(self, name)}, expected 0 or more")
         if self.num_context < 1:
             raise ValueError(
                 "next_token: num_query_tokens and num_user_tokens are both 0; without a context "
                 "there is nothing to generate from"
+            )
+        if self.history_heads and not self.num_user_tokens:
+            raise ValueError(
+                f"next_token.history_heads is {self.history_heads}, but num_user_tokens is 0, so "
+                "nothing would read them; set history_heads=0"
             )
         if self.num_layers < 1:
             raise ValueError(f"next_token.num_layers is {self.num_layers}, expected at least 1")
@@ -178,7 +187,8 @@ class NextToken(nn.Module):
         roles: of the features.
         pooled_dims: dims of the pooled features.
         num_bins: Q, values that a dense feature is encoded as.
-        history_dim: width of the history's vector.
+        history_dim: width of the history's plain sum, and of an item's vector.
+        num_histories: kinds of feedback.
         token_dim: d.
         num_levels: L.
         num_codes: K.
@@ -192,6 +202,7 @@ class NextToken(nn.Module):
         pooled_dims: Mapping[str, int],
         num_bins: int,
         history_dim: int,
+        num_histories: int,
         token_dim: int,
         num_levels: int,
         num_codes: int,
@@ -206,11 +217,16 @@ class NextToken(nn.Module):
         query_width = sum(pooled_dims[name] for name in roles.query_features)
         query_width += num_bins * len(roles.query_dense)
         user_width = sum(pooled_dims[name] for name in roles.user_features)
-        user_width += num_bins * len(roles.user_dense) + history_dim
+        user_width += num_bins * len(roles.user_dense) + history_dim * (1 + config.history_heads)
         widths = ((config.num_query_tokens, query_width), (config.num_user_tokens, user_width))
         self.query_project, self.user_project = (
             nn.Linear(width, num_tokens * config.dim) if num_tokens else None
             for num_tokens, width in widths
+        )
+        self.history = (
+            RecentHistory(history_dim, num_kinds=num_histories, num_heads=config.history_heads)
+            if config.history_heads
+            else None
         )
         self.context_norm = nn.LayerNorm(config.dim)
         self.blocks = nn.ModuleList(
@@ -241,7 +257,8 @@ class NextToken(nn.Module):
         Args:
             by_feature: pooled embeddings.
             dense_BFQ: encoded dense features.
-            history_BD: the history in one vector, made without looking at the candidate.
+            history_BD: what the history is summed up in, without looking at the candidate: its
+                plain sum, and what `history` makes of it.
             rows: positions to take, int64 (P,); None for all.
         """
         roles, tokens = self.roles, []

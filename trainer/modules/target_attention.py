@@ -76,7 +76,8 @@ class FeedbackSum(nn.Module):
         num_kinds: K kinds of feedback.
 
     Shape:
-        item_UD, candidate_B, history_T, history_kind_T, history_offsets (B + 1) -> (B, 2 * D).
+        item_UD, candidate_B, history_T, history_kind_T, history_offsets (B + 1) -> (B, 2 * D), the
+        history alone in the first half.
     """
 
     def __init__(self, dim: int, *, num_kinds: int) -> None:
@@ -86,6 +87,10 @@ class FeedbackSum(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, num_kinds * dim, bias=False)
 
+    def values(self, item_UD: Tensor) -> Tensor:
+        """What each item adds in each kind of feedback (U * K, D)."""
+        return self.value(item_UD).view(-1, self.dim)
+
     def forward(
         self,
         item_UD: Tensor,
@@ -93,11 +98,12 @@ class FeedbackSum(nn.Module):
         history_T: Tensor,
         history_kind_T: Tensor,
         history_offsets: Tensor,
+        value_ND: Tensor | None = None,
     ) -> Tensor:
-        """Sum each row's history and set it against the candidate."""
+        """Sum each row's history and set it against the candidate; `value_ND` is `values`' own."""
         sum_BD = embedding_bag(
             history_T * self.num_kinds + history_kind_T,
-            self.value(item_UD).view(-1, self.dim).float(),
+            (self.values(item_UD) if value_ND is None else value_ND).float(),
             history_offsets[:-1],
             mode="sum",
         )

@@ -92,8 +92,9 @@ def test_generative_objective_is_counted_for_positives_alone(negatives):
     rows = int((batch.labels_BN[:, 0] == 1).sum())
     assert (rows == 0) == (negatives == 24)
     query = 2 * DIM + DENSE_BINS
-    user = DIM + DENSE_BINS + ITEM_DIM
+    user = DIM + DENSE_BINS + 3 * ITEM_DIM
     by_hand = linear(rows, query, 2 * 8) + linear(rows, user, 2 * 8)
+    by_hand += linear(batch.items.stride(), ITEM_DIM, 2 * NUM_HISTORIES)
     by_hand += 2 * transformer(rows, 4, 0, 8, 16)
     by_hand += transformer(rows, 4, 0, 8, 16, output_is_read=False)
     by_hand += linear(rows * (NUM_LEVELS - 1), DIM, 8)
