@@ -3,10 +3,11 @@ r"""Train the rows of a named comparison, evaluate them on the same test rows, w
     farewell compare id_vs_tokens.movielens1m
     farewell compare trm.main_movielens1m --seeds 3 --ranks 2
     farewell compare storage.trm_paper
+    farewell compare towers.trm_table1
 
 A cell is a row and a seed. One that was trained before with the same settings, for this or for
 another comparison, is not trained again; one that was stopped goes on from its newest checkpoint.
-A storage comparison trains nothing: it plans tables.
+A storage comparison trains nothing: it plans tables; one of structures counts parameters and FLOPs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from launch.cells import CELLS, Cells
 from launch.compare_storage import compare_storage_of
+from launch.compare_towers import compare_towers_of
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
 from launch.rows import trained_row
@@ -41,6 +43,7 @@ from trainer.report import (
     write_report,
 )
 from trainer.run_folder import RunFolder, describe_machine, package_versions, write_json
+from trainer.structure import StructureComparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +72,13 @@ def main(args: Sequence[str]) -> None:
     if isinstance(comparison, StorageComparison):
         compare_storage_of(comparison, words)
         return
+    if isinstance(comparison, StructureComparison):
+        compare_towers_of(comparison, words)
+        return
     if not isinstance(comparison, Comparison):
         raise ValueError(
-            f"{name} gives a value of type {type(comparison).__name__}, expected Comparison or "
-            "StorageComparison"
+            f"{name} gives a value of type {type(comparison).__name__}, expected Comparison, "
+            "StorageComparison or StructureComparison"
         )
     options = tyro.cli(
         CompareOptions, prog=f"farewell compare {name}", description=__doc__, args=words

@@ -10,6 +10,7 @@ from launch.named import load_named
 from sharding.compare import StorageComparison
 from trainer.comparison import Comparison
 from trainer.experiment import Experiment
+from trainer.structure import StructureComparison
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,8 @@ def test_verbs_exist():
 
 
 @pytest.mark.parametrize(
-    "verb, kind", [("train", Experiment), ("compare", Comparison | StorageComparison)]
+    "verb, kind",
+    [("train", Experiment), ("compare", Comparison | StorageComparison | StructureComparison)],
 )
 def test_named_values_load(verb, kind):
     names = set(re.findall(rf"(?:farewell|launch\.cli) {verb} (\S+)", BLOCKS))
