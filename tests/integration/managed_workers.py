@@ -108,7 +108,7 @@ def follow(ranks: Ranks, optimizer: str, policy: str, folder: Path) -> dict:
         model,
         tables=specs,
         ranks=ranks,
-        optim=OptimConfig(sparse_lr=1e-3),
+        optim=OptimConfig(sparse_lr=2e-2, decay="linear"),
         sharding=ShardingConfig(),
         batch_size=6,
         num_steps=NUM_STEPS,
@@ -146,4 +146,5 @@ def follow(ranks: Ranks, optimizer: str, policy: str, folder: Path) -> dict:
         seen.append(note)
     plan = next(p for path, p in parallel.plan.plan.items() if path == "sparse.managed")
     kind = (plan["item_id"].sharding_type, plan["item_id"].compute_kernel)
-    return {"seen": seen, "plan": kind}
+    parallel.optimizer.zero_grad()  # puts the rates after the last step in force
+    return {"seen": seen, "plan": kind, "rate": tbe.get_learning_rate()}

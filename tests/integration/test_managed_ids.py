@@ -52,6 +52,7 @@ def test_rows_change_hands_on_each_rank_as_in_the_naive_reference(
     for rank in range(world_size):
         saved = noted(followed, world_size, optimizer, policy, rank)
         assert saved["plan"] == ("row_wise", "fused")
+        assert saved["rate"] == pytest.approx(2e-3)  # a tenth, at the end of the schedule
         naive = NaiveRows(part, INTERVAL, policy, first_row=rank * part)
         for step in range(NUM_STEPS):
             # An id goes to the rank in whose range of the hash it lies.
@@ -68,7 +69,9 @@ def test_rows_change_hands_on_each_rank_as_in_the_naive_reference(
                 weight = note["weights"][row]
                 # New rows are drawn anew with a spread of 0.01; a step moves a row by little.
                 old = old_weights(number, 1)[0] * (number not in changed)
-                torch.testing.assert_close(weight, old, atol=0.1, rtol=0)
+                torch.testing.assert_close(weight, old, atol=0.14, rtol=0)
+                if number not in changed:
+                    assert torch.equal(weight, old) == (number not in touched)
                 for state in note["states"]:
                     value = float(state[row].sum()) / state[row].numel()
                     expected = 0.0 if number in changed else OLD_STATE
