@@ -46,7 +46,8 @@ def prepare_network(
     if compiled:
         # Gathering and recomputation happen between blocks, where a graph could not go on.
         in_blocks = sharded or activation_checkpointing
-        for module in network.tower.blocks if in_blocks else [network.tower]:
+        modules = network.tower.blocks if in_blocks else [network.get_submodule("tower")]
+        for module in modules:
             compile_training(module)
     if sharded:
         shard_network(network, ranks)

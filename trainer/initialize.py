@@ -9,8 +9,9 @@ process and many ranks therefore start from equal weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ def parameters_on_meta() -> Iterator[None]:
         with parameters_on_meta():
             network = nn.Linear(1_000_000, 1_000_000)
     """
-    handle = register_module_parameter_registration_hook(_to_meta)
+    hook: Callable[..., Any] = _to_meta  # torch's annotation leaves out that it may return
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:
