@@ -15,7 +15,6 @@ exit code is 1 when a cluster does not fit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from launch.terminal import result_console
 from sharding.dry_run import DryRunRequest, DryRunResult, dry_run
 from sharding.figures import write_figures
 from sharding.hardware import MACHINES, Cluster, Machine, machine_from_json, machine_to_json
-from sharding.plan_diff import difference
+from sharding.plan_diff import difference, read_plan_report
 from sharding.report import (
     RANK_HEADER,
     TABLE_HEADER,
@@ -118,10 +117,10 @@ def main(args: Sequence[str]) -> None:
         min_partition=experiment.sharding.min_partition,
         reserve=command.reserve,
     )
+    folder = command.folder or Path("runs") / experiment.name / "plan"
     if command.smallest:
-        report = _smallest(request, console)
+        report = _smallest(request, folder, console)
     else:
-        folder = command.folder or Path("runs") / experiment.name / "plan"
         result = dry_run(request)
         report = _write(result, folder, console)
     if command.json is not None:
@@ -183,7 +182,7 @@ def _write(result: DryRunResult, folder: Path, console: Console) -> dict[str, An
     return report
 
 
-def _smallest(request: DryRunRequest, console: Console) -> dict[str, Any]:
+def _smallest(request: DryRunRequest, folder: Path, console: Console) -> dict[str, Any]:
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
     for machine in dict.fromkeys(cluster.machine for cluster in request.clusters):
@@ -195,6 +194,13 @@ def _smallest(request: DryRunRequest, console: Console) -> dict[str, Any]:
             continue
         cluster = smallest.target.cluster
         steps = {nodes: step.step_ms for nodes, step in smallest.steps.items()}
+        if smallest.below is not None:
+            below = smallest.below
+            console.print(
+                f"{below.cluster.nodes} x {machine.name}: {below.reason}",
+                soft_wrap=True,
+                markup=False,
+            )
         cells = [f"{ms:,.3f} ({nodes})" for nodes, ms in steps.items()]
         rows.append([machine.name, str(cluster.nodes), f"{cluster.num_ranks:,}", *cells])
         found.append(
@@ -209,12 +215,16 @@ def _smallest(request: DryRunRequest, console: Console) -> dict[str, Any]:
         )
     header = ("machine", "nodes", "ranks", *(f"step ms at {n} x" for n in (1, 2, 4, 8)))
     console.print(_table(header, rows))
-    return {
+    report = {
         "name": request.name,
         "fingerprint": request.fingerprint,
         "fits": all(entry["fits"] for entry in found),
         "smallest": found,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "smallest.json", report)
+    console.print(f"report: {folder / 'smallest.json'}", soft_wrap=True)
+    return report
 
 
 def _calibrate(command: CalibrateCommand) -> None:
@@ -229,7 +239,7 @@ def _calibrate(command: CalibrateCommand) -> None:
 def _diff(paths: Sequence[str]) -> None:
     if len(paths) != 2:
         raise ValueError("farewell plan --diff takes two plan_report.json files")
-    before, after = (json.loads(Path(path).read_text()) for path in paths)
+    before, after = (read_plan_report(Path(path)) for path in paths)
     for line in difference(before, after) or ["no difference"]:
         print(line)
 

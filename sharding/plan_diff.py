@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from sharding.cost import MEMORY_PARTS, TIERS
 from sharding.report import Report, human_bytes, rank_ranges
+
+_COMPARED = ("fingerprint", "batch_size_per_rank", "num_parameters", "weight_bytes")
+
+
+def read_plan_report(path: Path) -> Report:
+    """Read a `plan_report.json` that `farewell plan` wrote.
+
+    Raises:
+        ValueError: no such file, no JSON, or JSON of something else, a single plan for instance.
+    """
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a plan_report.json of `farewell plan`, found {error}"
+        ) from error
+    missing = [key for key in (*_COMPARED, "targets") if key not in report]
+    if missing:
+        raise ValueError(
+            f"{path}: expected a plan_report.json of `farewell plan`; it has no {missing[0]!r}"
+        )
+    return dict(report)
 
 
 def difference(before: Report, after: Report) -> list[str]:
@@ -14,7 +39,7 @@ def difference(before: Report, after: Report) -> list[str]:
         after: report B.
     """
     lines = []
-    for what in ("fingerprint", "batch_size_per_rank", "num_parameters", "weight_bytes"):
+    for what in _COMPARED:
         if before[what] != after[what]:
             lines.append(f"{what}: {before[what]} -> {after[what]}")
     first = {target["cluster"]: target for target in before["targets"]}

@@ -69,6 +69,15 @@ def test_the_smallest_cluster_of_each_machine(tmp_path):
     assert list(found[0]["step_ms_by_nodes"]) == ["1", "2", "4", "8"]
 
 
+def test_a_difference_is_of_two_reports(tmp_path):
+    (tmp_path / "plan.json").write_text('{"tables": []}')
+    (tmp_path / "half.json").write_text("{")
+    for name, found in (("plan.json", "it has no"), ("half.json", "found"), ("no.json", "found")):
+        path = str(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}: expected a plan_report.json.*{found}"):
+            plan.main(["--diff", path, path])
+
+
 def test_differences_of_two_plans(capsys):
     """A batch twice as large changes the request and the predicted step."""
     run("--folder", "a", "--batch-size", "64")
