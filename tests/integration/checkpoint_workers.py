@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import random
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from trainer.distributed import start_ranks, stop_ranks
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
-from trainer.stored_state import CheckpointError, TensorFile
+from trainer.stored_state import CheckpointError, StoredState, TensorFile
 
 STEPS = 2
 
@@ -237,4 +240,67 @@ def refuse(case: Case, path: Path, report: Path) -> None:
         for one, other in zip(before["tables"], after["tables"], strict=True)
     )
     (report / f"{ranks.rank}.json").write_text(json.dumps([said, same]))
+    stop_ranks()
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing catches it, so nothing is tidied up."""
+
+
+def be_killed_while_saving(case: Case, folder: Path, num_moments: int, seed: int) -> None:
+    """Save, killed at random operations on the disk and at each of the last ones.
+
+    Leaves for each kill the step of the save and of the newest checkpoint, all of which is sound.
+    """
+    ranks = start_ranks()
+    parallel = build(case, ranks)
+    step_once(parallel, case, ranks, folder, 0)
+    threading.excepthook = lambda arguments: None
+    count, limit = 0, 1 << 30
+
+    def counted(real):
+        def operation(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count > limit:
+                raise KilledError
+            return real(*arguments, **options)
+
+        return operation
+
+    for owner, name in (
+        (TensorFile, "_write"),
+        (os, "fsync"),
+        (os, "replace"),
+        (os, "mkdir"),
+        (os, "unlink"),
+        (os, "rmdir"),
+    ):
+        setattr(owner, name, counted(getattr(owner, name)))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    writer = writer_of(checkpoints.folder, ranks, keep=1)
+    seen = []
+
+    def attempt(step: int) -> None:
+        nonlocal count
+        count = 0
+        try:
+            writer.save(parallel, step=step, state={}, documents={"config": {}})
+            writer.wait()
+        except KilledError:
+            writer.close()
+        newest = checkpoints.newest()
+        StoredState(newest).verify()
+        seen.append([step, int(newest.name[5:])])
+
+    attempt(1)
+    attempt(2)
+    total = count
+    moments = random.Random(seed).sample(range(total), num_moments)
+    for step, moment in enumerate([*moments, *range(total - 20, total)], start=3):
+        limit = moment
+        attempt(step)
+        limit = 1 << 30
+    attempt(step + 1)
+    (folder / "seen.json").write_text(json.dumps(seen))
     stop_ranks()

@@ -1,5 +1,6 @@
 import itertools
 import json
+import random
 import re
 import shutil
 
@@ -173,3 +174,18 @@ def test_damaged_checkpoint_is_refused_by_every_rank_and_changes_nothing(
         assert same
         assert "rank_00001.safetensors" in said
         assert re.search(message, said)
+
+
+def test_killed_at_any_moment_a_save_leaves_the_old_checkpoint_or_the_new_one(tmp_path):
+    seed = random.SystemRandom().randrange(1000)
+    print(f"seed {seed}")
+    run_ranks(workers.be_killed_while_saving, 1, CASES[2], tmp_path, 50, seed)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert len(seen) == 2 + 50 + 20 + 1
+    previous = 1
+    for step, newest in seen:
+        assert newest in (previous, step)
+        previous = newest
+    assert seen[-1][0] == seen[-1][1]  # what kills have left is in nobody's way
+    after_renaming = sum(step == newest for step, newest in seen[2:-1])
+    assert 2 <= after_renaming < 50
