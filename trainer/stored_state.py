@@ -129,7 +129,7 @@ class TensorFile:
         step = max(1, _BLOCK_BYTES // values.element_size())
         for start in range(0, values.numel(), step):
             block = values[start : start + step].cpu().contiguous()
-            self._write(memoryview(block.view(torch.uint8).numpy()))
+            self._write(block.view(torch.uint8).numpy().data)
 
     def close(self) -> str:
         """Force the file to the disk; its SHA-256."""

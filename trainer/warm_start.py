@@ -347,13 +347,12 @@ def _read_remap(folder: Path | None, table: TableSpec) -> NDArray[np.int64]:
 def _joined(own: Iterable[Taken], source: StoredState, ranks: Ranks) -> list[Taken]:
     """All ranks' outcomes, and what is left in the checkpoint."""
     gathered = ranks.gather(list(own))
-    joined = None
+    joined: list[Taken] | None = None
     if gathered is not None:
-        joined = {one.name: one for of_rank in gathered for one in of_rank}
+        by_name = {one.name: one for of_rank in gathered for one in of_rank}
         for name in source.tensors:
-            if "/state/" in name or name.startswith("random/"):
-                continue
-            joined.setdefault(name, Taken(name, "left", "not in this model"))
-        joined = [joined[name] for name in sorted(joined)]
+            if "/state/" not in name and not name.startswith("random/"):
+                by_name.setdefault(name, Taken(name, "left", "not in this model"))
+        joined = [by_name[name] for name in sorted(by_name)]
     report: list[Taken] = ranks.broadcast(joined)
     return report
