@@ -29,19 +29,22 @@ from trainer.modules.next_token import ContextRoles, NextTokenConfig
 from trainer.structure import BatchShape, DescribedModel, Published, StructureComparison
 
 ASSUMPTION = """\
-The paper gives parameters and FLOPs, not widths or inputs. Assumed here, for all rows: 4,096 \
-impressions of about 820 searches, five to a search, so that 50 history items of a search and its \
-candidates make 40,960 distinct items in a batch, ten an impression (the paper's own rows agree: \
-OneRec- and SEMID-tokens add 7 and 10 M parameters to RankMixer and 0.78 and 1.03 T, as if these \
-parameters ran on 4 to 5 vectors an impression, TIGER-tokens 3 M and 0.69 T, on 9); three kinds of \
-feedback; two tasks; eight IDs that stay (configs/storage.py, 704 floats); 4,096 dense numbers \
-(frozen embeddings of frames, title, audio and query, and counters) that get no gradient, which is \
-how an MLP of 7 M can cost less than 6 P B; a quarter of the impressions positive. Larger models \
-encode items with larger networks. Weights of the transformer are of each token, as RankMixer's \
-are: with shared ones 326 M parameters on sixteen tokens would cost 128 T, not 11. 352 M and 341 M \
-include the generative module (2 + 2 context tokens, 4 layers). Widths are then chosen to meet \
-parameters and FLOPs. Change any of it in configs/towers.py, or pass your own file: \
-`farewell compare mine.py:comparison`."""
+The paper gives parameters and FLOPs, not widths or inputs; these are assumed, the same input for \
+all rows. 4,096 impressions come from about 820 searches, five to a search, so that a search's 50 \
+history items and its candidates make 40,960 distinct items in a batch: ten an impression. (The \
+paper's own rows speak for some such number: TIGER-, OneRec- and SEMID-tokens add 3, 7 and 10 M \
+parameters to RankMixer and 0.69, 0.78 and 1.03 T, as if these ran on 9, 5 and 4 vectors an \
+impression.) Three kinds of feedback; two tasks, a quarter of the impressions positive; eight IDs \
+that stay (configs/storage.py, 704 floats); 4,096 dense numbers (frozen embeddings of frames, \
+title, audio and query, and counters) that get no gradient, by which an MLP of 7 M parameters can \
+cost less than 6 P B, as it does in the paper. Larger models encode items with larger networks, \
+whose work on histories is what lies above 6 P B in RankMixer's rows: another split between tower \
+and histories could give the same totals. The transformer's weights are of each token, as \
+RankMixer's are: shared by sixteen tokens, 326 M parameters would cost about 128 T, not 11. The \
+generative module (2 + 2 context tokens, 4 layers) is inside 352 M and 341 M; the 54 M of Table 3 \
+do not fit into the 17 M by which TRM exceeds RankMixer, so ours is smaller. Widths are \
+then chosen to meet parameters and FLOPs. Change any of it in configs/towers.py, or pass your own \
+file: `farewell compare mine.py:comparison`."""
 
 ROLES = ContextRoles(
     query_features=("query_id", "query_bigram"),

@@ -8,6 +8,7 @@ Writes `structure_report.{json,md}` and a figure.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ def compare_towers_of(comparison: StructureComparison, args: Sequence[str]) -> N
         description=__doc__,
         args=args,
     )
+    # TorchRec asks torch whether it is being traced, which torch answers with advice on naming.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     console = result_console()
     with console.status("counting") as status:
         report = compare_structure(comparison, lambda what: status.update(f"counting {what}"))

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from trainer.structure import Report
 
 PARAMETER_TOLERANCE, FLOPS_TOLERANCE = 0.02, 0.15
 """Relative distance from a published number that counts as met."""
+Colour = tuple[float, float, float, float]
+_COLOURS = colormaps["tab20"]
 
 
 def ratio_to_published(entry: Report, what: str) -> float | None:
@@ -59,7 +64,7 @@ def size_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def part_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and one row a model: where parameters lie and FLOPs go."""
-    header = ["model", "tower", "item encoder", "history", "dense input", "next token", "heads"]
+    header = ["model", "tower", "item encoder", "history", "dense input", "next token"]
     header += ["FLOPs of items", "of next token", "over 6 P B"]
     rows = []
     for entry in report["models"]:
@@ -70,7 +75,6 @@ def part_rows(report: Report) -> tuple[list[str], list[list[str]]]:
             parts.get("history", 0) + parts.get("feedback_sum", 0),
             parts.get("dense_arch", 0),
             parts.get("next_token", 0),
-            parts.get("heads", 0),
         )
         flops = entry["training_flops"]
         rows.append(
@@ -124,50 +128,67 @@ def structure_markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 
 def write_structure_figure(report: Report, folder: Path) -> str:
-    """Write `structure.png`: FLOPs over parameters, ours and the paper's.
+    """Write `structure.png`: FLOPs over parameters, and FLOPs over 6 P B, ours and the paper's.
 
     Args:
-        report: of :func:`compare_structure`.
+        report: of :func:`trainer.structure.compare_structure`.
         folder: where the file goes.
     """
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
-    axes = figure.add_subplot()
     entries = report["models"]
-    low, high = (edge(entry["dense_parameters"] for entry in entries) for edge in (min, max))
-    span = np.array([0.7 * low, 1.4 * high])
-    axes.plot(span, 6 * span * report["batch"]["batch_size"], color="#9CA3AF", lw=1, ls=":")
-    axes.annotate(
-        "6 P B", (span[1], 6 * span[1] * report["batch"]["batch_size"]), fontsize=8, color="#6B7280"
-    )
     series = list(dict.fromkeys(entry["series"] for entry in entries))
-    for index, name in enumerate(series):
-        own = [entry for entry in entries if entry["series"] == name]
-        colour = f"C{index % 10}"
-        axes.plot(
-            [entry["dense_parameters"] for entry in own],
-            [entry["training_flops"] for entry in own],
-            marker="o",
-            ms=5,
-            lw=1,
-            color=colour,
-            label=name,
-        )
-        paper = [
-            (entry["published"]["dense_parameters"], entry["published"]["training_flops"])
-            for entry in own
-            if None
-            not in (entry["published"]["dense_parameters"], entry["published"]["training_flops"])
-        ]
-        if paper:
-            axes.plot(*zip(*paper, strict=True), marker="x", ms=7, ls="", color=colour)
-    axes.plot([], [], marker="x", ls="", color="#374151", label="paper's")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("dense parameters")
-    axes.set_ylabel(f"training FLOPs per batch of {report['batch']['batch_size']:,}")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    colours = {name: _COLOURS(index % _COLOURS.N) for index, name in enumerate(series)}
+    figure = Figure(figsize=(12, 2.2 + 0.26 * max(len(entries), 12)), layout="constrained")
+    sizes, shares = figure.subplots(1, 2)
+    _sizes(sizes, report, colours)
+    _shares(shares, report, colours)
+    for axes in (sizes, shares):
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color="#374151", marker="o", ms=5, ls="", label="counted here"),
+        Line2D([], [], color="#374151", marker="x", ms=7, ls="", label="the paper's"),
+        Line2D([], [], color="#9CA3AF", ls=":", label="6 P B"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     unfinished = folder / ".structure.png"
     figure.savefig(unfinished, dpi=130, format="png")
     unfinished.replace(folder / "structure.png")
     return "structure.png"
+
+
+def _sizes(axes: Axes, report: Report, colours: dict[str, Colour]) -> None:
+    entries, batch_size = report["models"], report["batch"]["batch_size"]
+    every = [entry["dense_parameters"] for entry in entries]
+    span = np.array([0.7 * min(every), 1.4 * max(every)])
+    axes.plot(span, 6 * span * batch_size, color="#9CA3AF", lw=1, ls=":")
+    for name, colour in colours.items():
+        own = [entry for entry in entries if entry["series"] == name]
+        points = [(entry["dense_parameters"], entry["training_flops"]) for entry in own]
+        axes.plot(*zip(*points, strict=True), marker="o", ms=5, lw=1, color=colour)
+        for entry in own:
+            if (paper := _published(entry)) is not None:
+                axes.plot(*paper, marker="x", ms=7, ls="", color=colour)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("dense parameters")
+    axes.set_ylabel(f"training FLOPs per batch of {batch_size:,}")
+
+
+def _shares(axes: Axes, report: Report, colours: dict[str, Colour]) -> None:
+    entries, batch_size = report["models"], report["batch"]["batch_size"]
+    for place, entry in enumerate(reversed(entries)):
+        colour = colours[entry["series"]]
+        axes.plot(entry["flops_over_6pb"], place, marker="o", ms=5, color=colour)
+        if (paper := _published(entry)) is not None:
+            parameters, flops = paper
+            axes.plot(flops / (6 * parameters * batch_size), place, marker="x", ms=7, color=colour)
+    axes.axvline(1, color="#9CA3AF", lw=1, ls=":")
+    axes.set_yticks(range(len(entries)), [entry["title"] for entry in entries][::-1], fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training FLOPs over 6 P B")
+
+
+def _published(entry: Report) -> tuple[float, float] | None:
+    """The paper's parameters and FLOPs, where it has both."""
+    published = entry["published"]
+    pair = published["dense_parameters"], published["training_flops"]
+    return None if None in pair else pair
