@@ -244,7 +244,7 @@ def _set_random_state(source: StoredState, ranks: Ranks, seed: int) -> None:
     words = (seed, source.state["step"], ranks.world_size, ranks.rank)
     digest = hashlib.sha256(json.dumps(words).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    logger.warning(
+    logger.info(
         "%s was saved by %d ranks, this run has %d: each rank's random numbers (dropout) are "
         "seeded anew from seed %d, step %d and its place; training goes on, though not bit for bit",
         source.path,

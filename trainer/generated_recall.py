@@ -63,7 +63,7 @@ def generate_split(
     newest = trainer.checkpoints.newest()
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    trainer.restore(newest)
+    trainer.load(newest)
     found = generated_recall(trainer, getattr(trainer.splits, split), width=width)
     if found is not None:
         write_json(path, {"split": split, **found})

@@ -10,7 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -35,7 +35,7 @@ from trainer.run_inputs import (
     load_tokens,
     sample_dense,
 )
-from trainer.run_model import build_model, resolve_precision
+from trainer.run_model import build_model, read_plan, resolve_precision
 from trainer.scoring import score
 from trainer.step_metrics import StepMetrics
 from trainer.stop import StopNotice, StoppedError
@@ -84,10 +84,14 @@ def train(
         raise ValueError(
             f"{folder}: holds an earlier run; give another --folder, or --resume to go on with it"
         )
+    planned = None
+    if plan is not None:
+        planned = given_plan(json.loads(plan.read_text()), ranks.world_size)
+        read_plan(planned, experiment, ranks)  # refused before anything is written
     if ranks.is_first:
         run.create(experiment)
-        if plan is not None:
-            write_json(run.given_plan, given_plan(json.loads(plan.read_text()), ranks.world_size))
+        if planned is not None:
+            write_json(run.given_plan, planned)
         if warm_start is not None:
             write_json(run.given_warm_start, warm_start.to_dict())
     ranks.barrier()
@@ -118,7 +122,7 @@ def score_split(experiment: Experiment, folder: Path, split: SplitName, path: Pa
     newest = trainer.checkpoints.newest()
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    trainer.restore(newest)
+    trainer.load(newest)
     predictions = trainer.score(getattr(trainer.splits, split))
     if predictions is not None:
         predictions.save(path)
@@ -241,14 +245,22 @@ class Trainer:
             given_plan=self.run_folder.given_plan,
         )
 
-    def restore(self, path: Path) -> None:
-        """Put a checkpoint in force.
+    def load(self, path: Path) -> dict[str, Any]:
+        """Put the weights and optimizer state of a checkpoint in force; its JSON values.
 
         Raises:
             CheckpointError: when it was saved by other settings.
         """
         check_resumable(path, self.experiment, self.tokens)
-        state = load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
+        return load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: when it was saved by other settings.
+        """
+        state = self.load(path)
         self.reader.load_state_dict(state["reader"])
         self.step = state["step"]
         self.clock = Clock(state["clock"]["seconds"], state["clock"]["samples"])

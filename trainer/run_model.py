@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +74,7 @@ def build_model(
         sharding=experiment.sharding,
         batch_size=train.batch_size // ranks.world_size,
         num_steps=num_steps,
-        plan=_read_plan(given_plan, experiment, ranks),
+        plan=_given_plan(given_plan, experiment, ranks),
         seed=train.seed,
         compiled=train.compile,
         activation_checkpointing=train.activation_checkpointing,
@@ -80,8 +82,23 @@ def build_model(
     )
 
 
-def _read_plan(path: Path, experiment: Experiment, ranks: Ranks) -> ShardingPlan | None:
-    """The plan that the run was started with, where it was."""
+def read_plan(values: Mapping[str, Any], experiment: Experiment, ranks: Ranks) -> ShardingPlan:
+    """TorchRec's plan from a run's given plan.
+
+    Raises:
+        PlanMismatchError: when it was made for other tables, ranks or devices.
+    """
+    return plan_from_json(
+        values,
+        experiment.tables,
+        num_ranks=ranks.world_size,
+        ranks_per_node=ranks.local_world_size,
+        device=ranks.device.type,
+    )
+
+
+def _given_plan(path: Path, experiment: Experiment, ranks: Ranks) -> ShardingPlan | None:
+    """The plan that the run was started with, where it was and is for as many ranks."""
     if not path.exists():
         return None
     values = json.loads(path.read_text())
@@ -93,13 +110,7 @@ def _read_plan(path: Path, experiment: Experiment, ranks: Ranks) -> ShardingPlan
             ranks.world_size,
         )
         return None
-    return plan_from_json(
-        values,
-        experiment.tables,
-        num_ranks=ranks.world_size,
-        ranks_per_node=ranks.local_world_size,
-        device=ranks.device.type,
-    )
+    return read_plan(values, experiment, ranks)
 
 
 def resolve_precision(experiment: Experiment, ranks: Ranks) -> Precision:
