@@ -1,4 +1,6 @@
-"""torch-rechub and deepctr-torch training DeepFM as they come; run in the peers' environment.
+"""torch-rechub and deepctr-torch training as they come; run in the peers' environment.
+
+DeepFM on both; with `--tower dcn_v2` torch-rechub's DCN-v2, whose cross layers are full matrices.
 
 In mode `loader` their own entry point is called: `CTRTrainer.train_one_epoch` over the loader of
 `DataGenerator`, and `fit`. In mode `memory` batches are tensors already: torch-rechub's trainer
@@ -19,6 +21,7 @@ import torch
 from throughput_worker import serve
 from throughput_workload import (
     BATCH_SIZE,
+    CROSS_LAYERS,
     DIM,
     HIDDEN_DIMS,
     HISTORY,
@@ -31,9 +34,9 @@ from throughput_workload import (
 MEMORY_BATCHES = 8
 
 
-def torch_rechub(num_items: int, rows: Rows) -> dict[str, Callable[[int], None]]:
+def torch_rechub(num_items: int, rows: Rows, tower: str) -> dict[str, Callable[[int], None]]:
     from torch_rechub.basic.features import SequenceFeature, SparseFeature
-    from torch_rechub.models.ranking import DeepFM
+    from torch_rechub.models.ranking import DCNv2, DeepFM
     from torch_rechub.trainers import CTRTrainer
     from torch_rechub.utils.data import DataGenerator
 
@@ -46,7 +49,12 @@ def torch_rechub(num_items: int, rows: Rows) -> dict[str, Callable[[int], None]]
             HISTORY, vocab_size=num_items, embed_dim=DIM, pooling="mean", shared_with=ITEM
         )
     )
-    model = DeepFM(features, features, {"dims": list(HIDDEN_DIMS)})
+    deep = {"dims": list(HIDDEN_DIMS)}
+    model = (
+        DeepFM(features, features, deep)
+        if tower == "deepfm"
+        else DCNv2(features, CROSS_LAYERS, deep, use_low_rank_mixture=False)
+    )
     trainer = CTRTrainer(model)
     ready = [
         (
@@ -79,7 +87,9 @@ def torch_rechub(num_items: int, rows: Rows) -> dict[str, Callable[[int], None]]
     return {"memory": from_memory, "loader": from_loader}
 
 
-def deepctr_torch(num_items: int, rows: Rows) -> dict[str, Callable[[int], None]]:
+def deepctr_torch(num_items: int, rows: Rows, tower: str) -> dict[str, Callable[[int], None]]:
+    if tower != "deepfm":
+        raise ValueError(f"deepctr-torch has no {tower}; it has deepfm")
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
     from deepctr_torch.models import DeepFM
 
@@ -142,10 +152,12 @@ def main() -> None:
     parser.add_argument("--items", type=int, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--tower", choices=("deepfm", "dcn_v2"), default="deepfm")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    serve(LIBRARIES[arguments.library](arguments.items, Rows.load(arguments.rows)))
+    rows = Rows.load(arguments.rows)
+    serve(LIBRARIES[arguments.library](arguments.items, rows, arguments.tower))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Our side: the project's reader, tables, sharding, pipeline and optimizers around DeepFM.
+"""Our side: the project's reader, tables, sharding, pipeline and optimizers around one tower.
 
 The tables of the categorical features and of the history form one EmbeddingBagCollection; the
-network is the project's DeepFM tower with a head. Nothing else of the ranking model takes part.
+network is the project's DeepFM or DCN-v2 tower with a head. Nothing else of the ranking model takes
+part.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from throughput_worker import serve
 from throughput_workload import (
     BATCH_SIZE,
+    CROSS_LAYERS,
     DIM,
     HIDDEN_DIMS,
     HISTORY,
@@ -37,13 +39,19 @@ from trainer.data.reader import InteractionReader
 from trainer.data.schema import Bag, Categorical, DatasetSchema, RowRange
 from trainer.data.writer import DatasetWriter, ragged_column
 from trainer.distributed import Ranks, start_ranks
+from trainer.models.dcn_v2 import DCNv2Config
 from trainer.models.deepfm import DeepFMConfig
 from trainer.models.ranking_model import Outputs, RankingModel
 from trainer.models.sparse_arch import SparseArch
+from trainer.models.tower import TowerConfig
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig, parallelize
 from trainer.pipeline import RankingPipeline
 
+TOWERS: dict[str, TowerConfig] = {
+    "deepfm": DeepFMConfig(hidden_dims=HIDDEN_DIMS),
+    "dcn_v2": DCNv2Config(num_layers=CROSS_LAYERS, hidden_dims=HIDDEN_DIMS),
+}
 SHUFFLE_ROWS = 65_536
 MEMORY_BATCHES = 8
 NUM_STEPS = 1_000_000
@@ -99,13 +107,13 @@ def write_log(folder: Path, rows: Rows, num_items: int) -> None:
         out.finish()
 
 
-class DeepFMNetwork(nn.Module):
+class PooledNetwork(nn.Module):
     """Everything dense: the tower and one head."""
 
-    def __init__(self, features: list[str]) -> None:
+    def __init__(self, features: list[str], tower: TowerConfig) -> None:
         super().__init__()
         self.features = features
-        self.tower = DeepFMConfig(hidden_dims=HIDDEN_DIMS).build(dict.fromkeys(features, DIM))
+        self.tower = tower.build(dict.fromkeys(features, DIM))
         self.heads = nn.ModuleList([nn.Linear(self.tower.out_dim, 1)])
 
     def forward(self, pooled: KeyedTensor) -> Tensor:
@@ -118,29 +126,30 @@ class DeepFMNetwork(nn.Module):
 class PooledModel(RankingModel):
     """The ranking model without item encoder, attention and dense features."""
 
-    def __init__(self, num_items: int) -> None:
+    def __init__(self, num_items: int, tower: TowerConfig) -> None:
         nn.Module.__init__(self)
         specs = tables(num_items)
         self.sparse = SparseArch(specs, torch.device("meta"))
-        self.network = DeepFMNetwork([feature for spec in specs for feature in spec.features])
+        features = [feature for spec in specs for feature in spec.features]
+        self.network = PooledNetwork(features, tower)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss and predictions."""
         logits_BN = self.network(self.sparse.pooled(batch.pooled))
         loss = nn.functional.binary_cross_entropy_with_logits(logits_BN, batch.labels_BN)
-        return loss, Outputs(logits_BN.detach(), batch.labels_BN, batch.row_B)
+        return loss, Outputs(logits_BN.detach(), batch.labels_BN, batch.row_B, losses={})
 
 
 class OurTrainer:
     """One rank's model, pipeline and data."""
 
-    def __init__(self, num_items: int, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, num_items: int, folder: Path, ranks: Ranks, tower: TowerConfig) -> None:
         self.ranks = ranks
         self.dataset = Dataset.open(folder, schema(num_items))
         self.item_features = item_id_features(self.dataset, cardinality=num_items, hashed=False)
         torch.manual_seed(0)
         parallel = parallelize(
-            PooledModel(num_items),
+            PooledModel(num_items, tower),
             tables=tables(num_items),
             ranks=ranks,
             optim=OptimConfig(),
@@ -193,10 +202,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--tower", choices=TOWERS, default="deepfm")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     ranks = start_ranks()
-    trainer = OurTrainer(arguments.items, arguments.folder, ranks)
+    trainer = OurTrainer(arguments.items, arguments.folder, ranks, TOWERS[arguments.tower])
     serve(trainer.modes())
 
 

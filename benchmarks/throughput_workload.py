@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 BATCH_SIZE = 4096
 DIM = 16
 HIDDEN_DIMS = (256, 128, 64)
+CROSS_LAYERS = 3
 HISTORY_LENGTH = 50
 ITEM = "item_id"
 HISTORY = "history"
