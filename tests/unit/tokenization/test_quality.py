@@ -92,7 +92,7 @@ def test_dead_codes_of_constant_embeddings_are_reported():
 
 
 def test_embeddings_of_other_items_are_refused():
-    with pytest.raises(ValueError, match="one row for each of 5 items, found 4"):
+    with pytest.raises(ValueError, match="one row for each of 5 items and 2 dimensions, found 4"):
         measure_quality(by_hand(), np.ones((4, 2), dtype=np.float32))
     with pytest.raises(ValueError, match="expected 2 dimensions"):
         measure_quality(by_hand(), np.ones((5, 3), dtype=np.float32))
