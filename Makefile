@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: install demo test test-slow lint types contracts doctor clean
+.PHONY: install demo test test-slow test-cluster lint types contracts doctor clean
 
 install: $(STAMP)
 
@@ -30,6 +30,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# A two-node Slurm on this machine, with root on Debian.
+SLURM := slurm-wlm munge slurmdbd mariadb-server
+test-cluster: install
+	dpkg -s $(SLURM) >/dev/null 2>&1 || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SLURM))
+	FAREWELL_TEST_CLUSTER=1 $(BIN)/python -m pytest -m slow tests/cluster
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from trainer.stop import EXIT_STOPPED, STOP_SIGNALS, StoppedError
 GRACE_SECONDS = 120
 """Time that ranks have to save when they are told to stop."""
 _ELASTIC_LOGGERS = (
+    "torch.distributed.elastic.agent.server.api",
     "torch.distributed.elastic.multiprocessing.api",
     "torch.distributed.elastic.multiprocessing.errors.error_handler",
 )

@@ -130,8 +130,15 @@ def test_plans_that_know_of_nodes_train_on_two_ranks_each(desk, tmp_path, experi
     job = desk.submit(experiment, run, "2x2")
     desk.wait(job)
     assert result(desk, job, run)["num_ranks"] == 4
-    text = (run / "plan.json").read_text()
-    assert f'"{"grid_shard" if experiment == "grid" else experiment}"' in text
+    pooled = json.loads((run / "plan.json").read_text())["sparse.pooled"]
+    kind = "grid_shard" if experiment == "grid" else "table_row_wise"
+    assert {table["sharding_type"] for table in pooled.values()} == {kind}
+    ranks = [{shard["rank"] for shard in table["shards"]} for table in pooled.values()]
+    if experiment == "grid":
+        assert {0, 1, 2, 3} in ranks
+    else:
+        assert all(on in ({0, 1}, {2, 3}) for on in ranks)
+        assert {0, 1} in ranks and {2, 3} in ranks
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [line["train/loss"] for line in losses if "train/loss" in line]
     assert trained[-1] < trained[0]
