@@ -111,7 +111,7 @@ def _train_here(command: TrainCommand, folder: Path) -> None:
             command.resume,
             command.plan,
             command.hang_seconds,
-            _warm_start(command),
+            chosen_warm_start(command),
             log_folder=folder / "log",
         )
     except StoppedError as error:
@@ -133,12 +133,12 @@ def _train_as_rank(command: TrainCommand) -> Path:
         command.resume,
         command.plan,
         command.hang_seconds,
-        _warm_start(command),
+        chosen_warm_start(command),
     )
     return command.folder
 
 
-def _warm_start(command: TrainCommand) -> WarmStart | None:
+def chosen_warm_start(command: TrainCommand) -> WarmStart | None:
     """What to begin with, as the options say."""
     if command.warm_start is None:
         for name in ("parts", "tables", "optimizer", "remap"):

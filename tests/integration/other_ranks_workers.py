@@ -1,13 +1,15 @@
-"""What ranks do in the tests of resuming on other ranks; spawned processes import it."""
+"""What ranks do in the tests of other ranks and of warm starts; spawned processes import it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from trainer.distributed import stop_ranks
+from trainer.distributed import start_ranks, stop_ranks
 from trainer.experiment import Experiment
-from trainer.loop import score_split, train
-from trainer.warm_start import WarmStart
+from trainer.loop import Trainer, score_split, train
+from trainer.run_folder import RunFolder
+from trainer.warm_start import WarmStart, warm_start
 
 
 def train_whole(experiment: Experiment, folder: Path, plan: Path | None = None) -> None:
@@ -26,3 +28,30 @@ def train_warm(experiment: Experiment, folder: Path, warm_start: WarmStart) -> N
     """Train, beginning with what another run has learned."""
     train(experiment, folder, warm_start=warm_start)
     stop_ranks()
+
+
+def warm_starts(scenarios: list[tuple[str, Experiment, WarmStart]], folder: Path) -> None:
+    """Warm-start each model and save it untrained, with the report or what was refused."""
+    ranks = start_ranks()
+    for name, experiment, config in scenarios:
+        run = RunFolder(folder / name)
+        if ranks.is_first:
+            run.create(experiment)
+        ranks.barrier()
+        trainer = Trainer(experiment, run, ranks)
+        _save(trainer, step=1)
+        try:
+            taken = warm_start(
+                config, trainer.parallel, ranks, experiment=experiment, tokens=trainer.tokens
+            )
+            said = {one.name: [one.outcome, one.why] for one in taken}
+            _save(trainer, step=2)
+        except ValueError as error:
+            said = {"error": str(error)}
+        (run.path / f"said_{ranks.rank}.json").write_text(json.dumps(said))
+    stop_ranks()
+
+
+def _save(trainer: Trainer, step: int) -> None:
+    trainer.writer.save(trainer.parallel, step=step, state={}, documents={"config": {}})
+    trainer.writer.wait()
