@@ -138,7 +138,7 @@ def matrix_product(precision: Precision) -> Callable[[], None]:
     return product
 
 
-def seconds_of(work: Callable[[], None], seconds: float, at_least: int = 2) -> float:
+def seconds_of(work: Callable[[], None], seconds: float, at_least: int = 1) -> float:
     """Median seconds of one piece of work, repeated for about so long; the first is dropped."""
     work()
     times: list[float] = []
