@@ -42,6 +42,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except StoppedError as error:
+        if "RANK" in os.environ:
+            _tell_agent(error)
         _fail(str(error), EXIT_STOPPED)
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if "RANK" in os.environ:
