@@ -142,6 +142,7 @@ class PerTokenMoE(nn.Module):
             torch.bmm(gate_TBE, self.bias_out_TED), gated_TBH, self.weight_out_TEKD.flatten(1, 2)
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _sparse(self, x_TBD: Tensor, gate_TBE: Tensor) -> Tensor:
         """Each expert computes its open rows alone; exact, since none is dropped."""
         num_tokens, num_rows, dim = x_TBD.shape

@@ -4,16 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+import tyro
 
 from trainer.models.dcn_v2 import DCNv2Config
 from trainer.models.deepfm import DeepFMConfig
 from trainer.models.dhen import DHENConfig
 from trainer.models.dlrm import DLRMConfig
+from trainer.models.ranking_model import RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
 from trainer.models.tower import TowerConfig
 from trainer.models.transformer import TransformerConfig
 from trainer.models.wukong import WuKongConfig
+from trainer.modules.hybrid_tokens import ItemIdConfig
 
 FEATURES = {"user": 7, "candidate": 7, "dense": 7}
 TOKENS = {"num_tokens": 4, "dim": 8}
@@ -102,3 +105,16 @@ def test_shape_can_be_built_without_memory(config):
     assert all(weight.is_meta for weight in tower.parameters())
     sizes = [weight.shape for weight in tower.parameters()]
     assert sizes == [weight.shape for weight in build(config).parameters()]
+
+
+def test_sizes_are_options_of_the_command_line(config):
+    """A field typed by the protocol is narrowed to the class of its default."""
+    model = RankingModelConfig(item=ItemIdConfig(table_dim=4, item_dim=8), tower=config)
+    field = "dropout" if hasattr(config, "dropout") else "num-layers"
+    value = 0.5 if field == "dropout" else 3
+    changed = tyro.cli(
+        tyro.conf.AvoidSubcommands[RankingModelConfig],
+        default=model,
+        args=[f"--tower.{field}", str(value)],
+    )
+    assert changed.tower == dataclasses.replace(config, **{field.replace("-", "_"): value})

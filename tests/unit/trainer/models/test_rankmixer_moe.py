@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
+from torch.utils.checkpoint import checkpoint
 
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
 from trainer.models.tower import RegularizedTower
@@ -143,6 +144,33 @@ def test_weight_of_the_penalty_moves_by_one_step_in_the_right_direction():
         penalties = sum(mixture._penalty for mixture in tower.mixtures)
         assert tower.auxiliary_loss().item() == pytest.approx(0.1 * penalties.item(), rel=1e-5)
         assert tower.penalty_weight.item() == pytest.approx(0.1 * factor)
+
+
+def test_recomputed_blocks_give_the_same_loss_and_gradients():
+    x_BF = torch.randn(32, 11)
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        tower = RankMixerMoEConfig(**SIZES, penalty=0.01).build(FEATURES)
+        torch.manual_seed(1)
+        x_BTD = tower.tokenize(x_BF)
+        for block in tower.blocks:
+            x_BTD = checkpoint(block, x_BTD, use_reentrant=False) if recompute else block(x_BTD)
+        loss = x_BTD.square().mean() + tower.auxiliary_loss()
+        loss.backward()
+        found.append([loss, *(weight.grad for weight in tower.parameters())])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bf16_autocast_stays_near_fp32(training):
+    torch.manual_seed(0)
+    tower = RankMixerMoEConfig(**SIZES, training="sparse").build(FEATURES).train(training)
+    x_BF = torch.randn(32, 11)
+    expected = tower(x_BF)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = tower(x_BF)
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
 
 
 def test_dead_experts_are_counted():
