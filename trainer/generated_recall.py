@@ -24,12 +24,13 @@ from trainer.data.schema import RowRange
 from trainer.distributed import start_ranks
 from trainer.experiment import Experiment
 from trainer.generation import TupleTrie, beam_search
-from trainer.loop import SplitName, Trainer
+from trainer.loop import SplitName
 from trainer.models.ranking_model import RankingNetwork
 from trainer.models.sparse_arch import SparseArch
 from trainer.modules.hybrid_tokens import GEN_TOKEN
 from trainer.modules.next_token import EncodedContext
 from trainer.parallelize import unwrapped
+from trainer.run import Trainer
 from trainer.run_folder import RunFolder, log_to, write_json
 
 RECALL_AT = 10

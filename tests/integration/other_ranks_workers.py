@@ -7,7 +7,8 @@ from pathlib import Path
 
 from trainer.distributed import start_ranks, stop_ranks
 from trainer.experiment import Experiment
-from trainer.loop import Trainer, score_split, train
+from trainer.loop import score_split, train
+from trainer.run import Trainer
 from trainer.run_folder import RunFolder
 from trainer.warm_start import WarmStart, warm_start
 
