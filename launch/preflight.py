@@ -20,7 +20,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import Ranks, connect_store, start_ranks
+from trainer.distributed import Ranks, append_line, connect_store, start_ranks
 
 PREFLIGHT_SECONDS = 180.0
 NUM_VALUES = 1 << 20
@@ -285,7 +285,7 @@ class _Board:
             seconds=seconds,
             error=error,
         )
-        self._store.append("notes", json.dumps(asdict(note)) + "\n")
+        append_line(self._store, "notes", json.dumps(asdict(note)))
 
     def read(self) -> list[Note]:
         return _parse(self._store.get("notes").decode())

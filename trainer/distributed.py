@@ -13,6 +13,8 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     )
 
 
-def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> dist.Store:
+def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> Store:
     """The job's key-value store, under a name of its own; works before the process group is there.
 
     Under torchrun its agent holds the store; otherwise rank 0 does, on the announced port.
@@ -125,7 +127,7 @@ def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> dist.
         RuntimeError: when it does not answer.
     """
     held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=os.environ["RANK"] == "0" and not held_by_agent,
@@ -134,7 +136,12 @@ def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> dist.
         multi_tenant=True,
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"farewell/{name}/{attempt}", store)
+    return PrefixStore(f"farewell/{name}/{attempt}", store)
+
+
+def append_line(store: Store, key: str, line: str) -> None:
+    """Add a line to what a key of the store holds; lines of several ranks do not mix."""
+    store.append(key, line + "\n")  # type: ignore[attr-defined]  # missing in torch's stub
 
 
 def stop_ranks() -> None:

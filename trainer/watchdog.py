@@ -25,10 +25,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from trainer.distributed import Ranks, connect_store
+from trainer.distributed import Ranks, append_line, connect_store
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,13 @@ class Watchdog:
         self._paused = False
         self._done = threading.Event()
         self._main_thread = threading.main_thread().ident
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
 
     def __enter__(self) -> Watchdog:
         """Start watching."""
         self._store = connect_store("watchdog")
-        self._store.append("hosts", self._line(Standstill(*self._place(), where="", waits=False)))
+        present = Standstill(*self._place(), where="", waits=False)
+        append_line(self._store, "hosts", self._line(present))
         self._log = self._log_path.open("a")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -165,7 +166,7 @@ class Watchdog:
         own = Standstill(*self._place(), *self._position())
         try:
             assert self._store is not None
-            self._store.append("standing", self._line(own))
+            append_line(self._store, "standing", self._line(own))
             time.sleep(2 * self._interval)  # ranks notice within one interval of each other
             standing = self._read("standing")
             everyone = self._read("hosts")
@@ -183,7 +184,7 @@ class Watchdog:
 
     @staticmethod
     def _line(standstill: Standstill) -> str:
-        return json.dumps(asdict(standstill)) + "\n"
+        return json.dumps(asdict(standstill))
 
     def _position(self) -> tuple[str, bool]:
         assert self._main_thread is not None
