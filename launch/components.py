@@ -341,7 +341,14 @@ def _on_ranks(
         image=image,
         entrypoint="bash",
         args=["-c", " ".join(command)],
-        env={**_environment(max(1, resource.cpu // ranks)), **interface, **(env or {})},
+        env={
+            **_environment(max(1, resource.cpu // ranks)),
+            # A store of its own for each start of the ranks: in one that is shared they would
+            # find what the ranks before a restart left behind (pytorch issue 135712).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            **interface,
+            **(env or {}),
+        },
         num_replicas=max_nodes,
         min_replicas=None if min_nodes == max_nodes else min_nodes,
         max_retries=max_retries,

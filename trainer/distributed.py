@@ -135,7 +135,8 @@ def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> Store
         wait_for_workers=False,
         multi_tenant=True,
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # An agent's store outlives its ranks; what earlier ones left there must not be found.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if held_by_agent else "0"
     return PrefixStore(f"farewell/{name}/{attempt}", store)
 
 

@@ -37,6 +37,7 @@ EXIT_HUNG = os.EX_SOFTWARE
 HANG_SECONDS = 600.0
 """Time without a step, an evaluated batch or a checkpoint after which a run counts as hung."""
 
+_STORE_TIMEOUT = timedelta(seconds=20)
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _ROOT = Path(__file__).resolve().parent.parent
 _WAITS_FOR_OTHERS = ("/torch/", "/torchrec/", "/trainer/pipeline.py", "/trainer/distributed.py")
@@ -96,7 +97,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         """Start watching."""
-        self._store = connect_store("watchdog")
+        self._store = connect_store("watchdog", _STORE_TIMEOUT)
         present = Standstill(*self._place(), where="", waits=False)
         append_line(self._store, "hosts", self._line(present))
         self._log = self._log_path.open("a")
@@ -171,7 +172,10 @@ class Watchdog:
             standing = self._read("standing")
             everyone = self._read("hosts")
         except (RuntimeError, OSError):  # the store is gone with its host
-            return f"{_name(own)} stands still in {own.where}, and the job's store does not answer"
+            return (
+                f"{_name(own)} stands still in {own.where}, and the job's store does not answer: "
+                "the process or host of rank 0, which holds it, is stopped or lost"
+            )
         return verdict(standing, everyone, self._ranks.world_size, self._seconds)
 
     def _read(self, key: str) -> list[Standstill]:

@@ -81,3 +81,12 @@ def test_watchdog_names_the_rank_and_leaves_the_stacks(smoke, tmp_path, worker, 
     assert "rank 1 (host" in log
     assert "Current thread" in log
     assert "most recent call first" in log
+
+
+@pytest.mark.slow
+def test_watchdog_tells_when_the_rank_that_holds_the_store_is_frozen(smoke, tmp_path):
+    experiment = replace(smoke, train=replace(smoke.train, checkpoint_every=None))
+    with pytest.raises(RanksFailedError, match=f"exit code {EXIT_HUNG}"):
+        run_ranks(guard_workers.train_and_freeze, 2, experiment, tmp_path / "run", 6, 0)
+    log = (tmp_path / "run" / "log" / "rank_1.log").read_text()
+    assert "the process or host of rank 0, which holds it, is stopped or lost" in log

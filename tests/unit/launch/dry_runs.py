@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from torchx.runner import get_runner
 from torchx.schedulers import aws_batch_scheduler, kubernetes_scheduler
+from torchx.schedulers.slurm_scheduler import SlurmScheduler
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path(__file__).resolve().parent / "manifests"
@@ -63,6 +64,7 @@ def manifest(name):
         warnings.simplefilter("ignore")  # Volcano's retries, instance types: see docs/clusters.md
         for module in (kubernetes_scheduler, aws_batch_scheduler):
             stack.enter_context(patch.object(module, "make_unique", lambda name: f"{name}-unique"))
+        stack.enter_context(patch.object(SlurmScheduler, "_partition_memmb", return_value=None))
         runner = stack.enter_context(get_runner())
         info = runner.dryrun_component(f"{COMPONENTS}:{component}", words, scheduler, settings)
         return str(info).strip() + "\n"
