@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard
 
 from trainer.distributed import Ranks
 from trainer.initialize import initialize
-from trainer.models.ranking_model import RankingNetwork
+from trainer.models.ranking_network import RankingNetwork
 
 
 def prepare_network(

@@ -18,6 +18,7 @@ from trainer.batch import Batch
 from trainer.batch_parts import LossInParts
 from trainer.models.ranking_network import Precision, RankingModelConfig, RankingNetwork
 from trainer.models.sparse_arch import SparseArch
+from trainer.models.tower import RegularizedTower
 from trainer.modules.next_token import ContextRoles
 
 __all__ = [
@@ -103,7 +104,17 @@ class RankingModel(nn.Module):
         return self.loss(batch, pooled, items)
 
     def train_in_parts(self, num_parts: int) -> None:
-        """From now on, send a training batch through the network in parts, to save memory."""
+        """From now on, send a training batch through the network in parts, to save memory.
+
+        Raises:
+            ValueError: for a tower whose own loss adapts once a step, to all rows of the batch.
+        """
+        if isinstance(self.network.tower, RegularizedTower):
+            raise ValueError(
+                f"train.gradient_accumulation is {num_parts}, but the loss of the tower "
+                f"({type(self.network.tower).__name__}) adapts to whole batches; set it to 1, and "
+                "train.activation_checkpointing to save memory"
+            )
         self.parts = LossInParts(self.loss, num_parts)
 
     def loss(

@@ -1,8 +1,13 @@
+import dataclasses
+
+import pytest
 import torch
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from tests.integration.tiny_model import Case, batches_of_ranks, joined
 from trainer.batch_parts import LossInParts, take_rows
+from trainer.models.ranking_model import RankingModel
+from trainer.models.rankmixer_moe import RankMixerMoEConfig
 
 CASE = Case(name="parts", num_steps=1, batch_size=12)
 
@@ -87,3 +92,17 @@ def test_loss_outputs_and_gradients_equal_those_of_the_whole_batch():
         for name, gradient in expected.items():
             assert float(gradient.abs().max()) > 0, name
             torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-4, msg=name)
+
+
+def test_towers_that_adapt_to_whole_batches_are_refused():
+    tower = RankMixerMoEConfig(num_tokens=4, dim=16)
+    model = RankingModel(
+        dataclasses.replace(CASE.config(), tower=tower),
+        tables=CASE.tables(),
+        num_dense=3,
+        num_tasks=2,
+        num_histories=2,
+        sparse_device=torch.device("meta"),
+    )
+    with pytest.raises(ValueError, match=r"gradient_accumulation is 2, but .* \(RankMixerMoE\)"):
+        model.train_in_parts(2)
