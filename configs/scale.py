@@ -77,12 +77,12 @@ def _short(source: Source, max_steps: int) -> Source:
 
 def synthetic_high_churn() -> ScalingStudy:
     """On a simulated search log of high churn."""
-    return study("scale.synthetic_high_churn", _short(datasets.synthetic_high_churn(), 60))
+    return study("scale.synthetic_high_churn", _short(datasets.synthetic_high_churn(), 100))
 
 
 def movielens1m() -> ScalingStudy:
     """On MovieLens-1M."""
-    return study("scale.movielens1m", _short(datasets.movielens1m(), 60))
+    return study("scale.movielens1m", _short(datasets.movielens1m(), 100))
 
 
 def smoke() -> ScalingStudy:

@@ -121,13 +121,16 @@ def onerec(source: Source) -> TokenRow:
 
 
 def semid(source: Source) -> TokenRow:
-    """SEMID: prefix-n-grams of RQ-VAE codes, summed, without gen-tokens."""
+    """SEMID: prefixes of all lengths of RQ-VAE codes, summed, without gen-tokens.
+
+    There may be a token an item, so that short prefixes, which come first, are all there.
+    """
     shape = source.tokens.tokenizer
     tokens = with_tokens(
         source,
         "tokens_semid",
         tokenizer=RQVAE(num_levels=shape.num_levels, num_codes=shape.num_codes),
-        mem=PrefixNGrams(num_merges=num_mem(source)),
+        mem=PrefixNGrams(min_length=1, num_merges=source.num_items),
     )
     return TokenRow(source=tokens, gen_tokens=False)
 

@@ -168,8 +168,12 @@ def _train(
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    num_steps = max(4, config.num_epochs * num_batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.num_epochs * num_batches, pct_start=0.05
+        optimizer,
+        config.learning_rate,
+        total_steps=num_steps,
+        pct_start=max(0.05, 2 / num_steps),  # torch divides by its first phase's steps less one
     )
     for epoch in range(1, config.num_epochs + 1):
         total = 0.0

@@ -140,3 +140,11 @@ def test_ranks_share_their_negatives_and_the_gradients_are_those_of_one_process(
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     expected = np.append(weight.grad.numpy().ravel(), loss.detach().numpy())
     np.testing.assert_allclose(np.load(tmp_path / "result.npy"), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 20])
+def test_few_pairs_are_enough_for_a_step_an_epoch(num_epochs):
+    item_ids, content, group = world(40)
+    pairs = pairs_of(item_ids, group, num_pairs=30)
+    config = Alignment(hidden=8, num_epochs=num_epochs)
+    assert config.fit(item_ids, content, pairs).encode(content).shape == content.shape
