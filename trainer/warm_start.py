@@ -136,7 +136,7 @@ def warm_start(
         ValueError: when a named table or the remap is not there.
     """
     source = open_checkpoint(_find(config.checkpoint), ranks)
-    choice = _Choice(config, experiment, tokens, source)
+    choice = _Choice(config, experiment, tokens, source, ranks.world_size)
     if config.optimizer_state:
         make_room(parallel, source.tensors)
     parts = parts_of(parallel)
@@ -189,8 +189,10 @@ class _Choice:
         experiment: Experiment,
         tokens: TokenArtifact | None,
         source: StoredState,
+        num_ranks: int,
     ) -> None:
         self._config = config
+        self._num_ranks = num_ranks
         self._source = source
         self._specs = {table.name: table for table in experiment.tables}
         self._hashed = _hashed_tables(experiment)
@@ -225,6 +227,12 @@ class _Choice:
         if kind != "network" and self._config.parts == "dense":
             return Taken(part.name, "new", "the network alone was asked for")
         if kind == "sparse":
+            owners = set(part.name.split(".")) & set(self._specs)
+            if self._config.tables and not owners & set(self._config.tables):
+                return Taken(part.name, "new", "not among the tables asked for")
+            for owner in owners:
+                if (why := self._other_rows(self._specs[owner])) is not None:
+                    return Taken(part.name, "new", why)
             return self._of_equal_shape(part, stored)
         if kind == "table" and self._config.tables and name not in self._config.tables:
             return Taken(part.name, "new", "not among the tables asked for")
@@ -249,9 +257,24 @@ class _Choice:
         reason = misfit(part, stored)
         return Taken(part.name, "new", reason) if reason else Taken(part.name, "taken")
 
+    def _other_rows(self, table: TableSpec) -> str | None:
+        """Why ids have other rows of a managed table than they had; None when they have not."""
+        was_managed = any(
+            name.startswith("sparse/") and table.name in name.split(".")
+            for name in self._source.tensors
+        )
+        if was_managed != (table.managed is not None):
+            return f"its rows were {'' if was_managed else 'not '}managed"
+        saved_by = self._source.state["world_size"]
+        if was_managed and saved_by != self._num_ranks:
+            return f"managed by {saved_by} ranks, which rank holds an id depends on their number"
+        return None
+
     def _of_table(self, part: Part, stored: StoredTensor, table: TableSpec) -> Taken:
         if (reason := kind_misfit(part, stored)) or stored.shape[1:] != part.shape[1:]:
             return Taken(part.name, "new", reason or misfit(part, stored) or "")
+        if (why := self._other_rows(table)) is not None:
+            return Taken(part.name, "new", why)
         if table.name in self._remaps:
             rows = self._remaps[table.name]
             carried = int(((rows >= 0) & (rows < stored.shape[0])).sum())

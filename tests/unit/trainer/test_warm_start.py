@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs import datasets, migration
+from tests.unit.trainer.stored_checkpoint import whole, write_checkpoint
+from trainer.state_parts import Box, Part
+from trainer.stored_state import StoredState
+from trainer.warm_start import WarmStart, _Choice
+
+MAP = "sparse/items._managed_collision_collection.modules.{}.ids"
+
+
+@pytest.fixture
+def experiment():
+    """With a managed table of item IDs."""
+    return migration.with_fewer_rows(datasets.smoke(), "managed", 0.5)
+
+
+def choice(tmp_path, experiment, *, was_managed, ranks=2, **options):
+    table = experiment.item_tables["item_id"]
+    tensors = {f"table/{table.name}/weight": whole(torch.ones(table.rows, table.dim))}
+    if was_managed:
+        tensors[MAP.format(table.name)] = whole(torch.ones(table.rows))
+    path = write_checkpoint(tmp_path / "step_0000000001", tensors, state={"world_size": 2})
+    config = WarmStart(checkpoint=path, **options)
+    return _Choice(config, experiment, None, StoredState(path), ranks)
+
+
+def outcomes(chosen, experiment):
+    """Of the managed table and of its map."""
+    table = experiment.item_tables["item_id"]
+    shape = (table.rows, table.dim)
+    weight = Part(f"table/{table.name}/weight", shape, Box.whole(shape), torch.zeros(shape))
+    ids = torch.zeros(table.rows)
+    ids = Part(MAP.format(table.name), tuple(ids.shape), Box.whole(ids.shape), ids)
+    found = [chosen.outcome(part) for part in (weight, ids)]
+    return [one.outcome for one in found], found[0].why
+
+
+def test_managed_table_is_taken_with_its_map(tmp_path, experiment):
+    chosen = choice(tmp_path, experiment, was_managed=True)
+    assert outcomes(chosen, experiment) == (["taken", "taken"], "")
+
+
+def test_managed_table_of_other_ranks_is_begun_anew(tmp_path, experiment):
+    found, why = outcomes(choice(tmp_path, experiment, was_managed=True, ranks=4), experiment)
+    assert found == ["new", "new"]
+    assert why.startswith("managed by 2 ranks")
+
+
+def test_rows_that_were_not_managed_are_of_no_use_to_a_managed_table(tmp_path, experiment):
+    found, why = outcomes(choice(tmp_path, experiment, was_managed=False), experiment)
+    assert found == ["new", "new"]
+    assert why == "its rows were not managed"
+
+
+def test_map_stays_with_its_table_where_tables_are_named(tmp_path, experiment):
+    other = next(t.name for t in experiment.tables if t.pooling != "none")
+    chosen = choice(tmp_path, experiment, was_managed=True, tables=(other,))
+    found, why = outcomes(chosen, experiment)
+    assert found == ["new", "new"]
+    assert why == "not among the tables asked for"
+
+
+def test_hashed_table_does_not_grow(tmp_path, experiment):
+    hashed = next(f.name for f in experiment.data.schema.pooled_features)
+    schema = replace(
+        experiment.data.schema,
+        features=tuple(
+            replace(f, hashed=True) if f.name == hashed else f
+            for f in experiment.data.schema.features
+        ),
+    )
+    table = next(t for t in experiment.tables if hashed in t.features)
+    tensors = {f"table/{table.name}/weight": whole(torch.ones(table.rows - 1, table.dim))}
+    path = write_checkpoint(tmp_path / "step_0000000001", tensors)
+    shape = (table.rows, table.dim)
+    part = Part(f"table/{table.name}/weight", shape, Box.whole(shape), torch.zeros(shape))
+    found = {}
+    for name, data in (
+        ("own", experiment.data),
+        ("hashed", replace(experiment.data, schema=schema)),
+    ):
+        own = replace(experiment, data=data)
+        chosen = _Choice(WarmStart(checkpoint=path), own, None, StoredState(path), 1)
+        found[name] = chosen.outcome(part)
+    assert found["own"].outcome == "grown"
+    assert found["hashed"].outcome == "new"
+    assert "depends on their number" in found["hashed"].why
+
+
+def test_smaller_table_is_not_cut(tmp_path, experiment):
+    table = next(t for t in experiment.tables if t.pooling != "none")
+    tensors = {f"table/{table.name}/weight": whole(torch.ones(table.rows + 1, table.dim))}
+    path = write_checkpoint(tmp_path / "step_0000000001", tensors)
+    shape = (table.rows, table.dim)
+    part = Part(f"table/{table.name}/weight", shape, Box.whole(shape), torch.zeros(shape))
+    chosen = _Choice(WarmStart(checkpoint=path), experiment, None, StoredState(path), 1)
+    assert "fewer than were trained" in chosen.outcome(part).why
