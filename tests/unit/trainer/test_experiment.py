@@ -192,9 +192,19 @@ def test_batch_that_ranks_can_not_share_is_refused_with_one_that_they_can(hybrid
         replace(tiny, train=replace(tiny.train, batch_size=4)).check_ranks(2)
 
 
+def test_batch_that_can_not_be_cut_into_equal_parts_is_refused(hybrid):
+    cut = replace(hybrid, train=replace(hybrid.train, batch_size=12, gradient_accumulation=3))
+    cut.check_ranks(2)
+    with pytest.raises(
+        ValueError, match=r"gradient_accumulation is 3, but the 4 impressions of a rank .* 3 ranks"
+    ):
+        cut.check_ranks(3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"gradient_accumulation": 0}, "train.gradient_accumulation is 0, expected at least 1"),
         ({"batch_size": 0}, "train.batch_size is 0, expected at least 1"),
         ({"num_epochs": 0}, "train.num_epochs is 0"),
         ({"log_every": 0}, "train.log_every is 0"),
