@@ -55,6 +55,7 @@ def train_unsharded(
         loss = binary_cross_entropy_with_logits(logits, batch.labels_BN)
         if case.next_token is not None:
             loss = loss + case.next_token.weight * others["next_token"]
+        loss = loss + others.get("tower", 0.0)
         loss.backward()
         result.logits.append(logits.detach())
         result.losses.append(float(loss.detach()))

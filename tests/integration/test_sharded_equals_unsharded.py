@@ -10,6 +10,11 @@ from tests.integration.rank_processes import run_ranks
 from tests.integration.reference import Trajectory, train_unsharded
 from tests.integration.tiny_model import DIM, Case, initial_table
 from tests.integration.workers import train_cases
+from trainer.models.dcn_v2 import DCNv2Config
+from trainer.models.dhen import DHENConfig
+from trainer.models.rankmixer_moe import RankMixerMoEConfig
+from trainer.models.transformer import TransformerConfig
+from trainer.models.wukong import WuKongConfig
 from trainer.modules.next_token import NextTokenConfig
 from trainer.optim import OptimConfig
 
@@ -87,11 +92,24 @@ JOINT = [
     Case(name="fsdp_joint", fsdp=True, **UNEVEN),
     Case(name="fsdp_joint_all", fsdp=True, drawn=True, parts=2, checkpointed=True, **UNEVEN),
 ]
+TOWERS = {
+    "dcn_v2": DCNv2Config(num_layers=2, hidden_dims=(12,), rank=4),
+    "dhen": DHENConfig(num_tokens=4, dim=8, num_heads=2, dot_hidden_dim=6),
+    "wukong": WuKongConfig(num_tokens=4, dim=8, num_fm_tokens=2, rank=2, hidden_dims=(10,)),
+    "transformer": TransformerConfig(num_tokens=4, dim=8, num_heads=2, weights="per_token"),
+    "experts": RankMixerMoEConfig(
+        num_tokens=4, dim=8, num_experts=3, training="sparse", penalty=1e-3
+    ),
+}
+EVERY_TOWER = [
+    Case(name=f"fsdp_{name}", fsdp=True, drawn=True, tower=tower, **SHORT)
+    for name, tower in TOWERS.items()
+]
 COMPILED = [
     Case(name="compiled", compiled=True, **SHORT),
     Case(name="fsdp_compiled", fsdp=True, compiled=True, checkpointed=True, parts=2, **SHORT),
 ]
-ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT]
+ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT, *EVERY_TOWER]
 WORLDS = {
     (2, 1): ON_TWO,
     (4, 1): ONE_HOST,

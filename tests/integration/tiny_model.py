@@ -15,6 +15,7 @@ from trainer.initialize import initialize, parameters_on_meta
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModel, RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
+from trainer.models.tower import TowerConfig
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
 from trainer.modules.next_token import ContextRoles, NextTokenConfig
 from trainer.optim import OptimConfig
@@ -45,6 +46,7 @@ class Case:
     types: tuple[str, ...] = ()  # of each pooled table, in place of one for all
     mean: tuple[str, ...] = ()  # optimizers whose pooled table takes means
     fsdp: bool = False
+    tower: TowerConfig | None = None  # None for a RankMixer under FSDP, else a DLRM
     drawn: bool = False  # the network is built without memory and drawn on its ranks
     compiled: bool = False
     checkpointed: bool = False
@@ -101,8 +103,8 @@ class Case:
         return pooled + items
 
     def config(self) -> RankingModelConfig:
-        """A RankMixer on hybrid tokens for FSDP (blocks), else a DLRM."""
-        tower = (
+        """Hybrid tokens and the tower."""
+        tower = self.tower or (
             RankMixerConfig(num_tokens=4, dim=16, num_layers=2, expansion=2.0)
             if self.fsdp
             else DLRMConfig(hidden_dims=(16, 8))

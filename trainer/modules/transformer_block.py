@@ -31,7 +31,12 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.query_key_value = _linear(num_tokens, dim, 3 * dim)
+        # Shared, a bias of keys would move all scores of a query alike, which softmax undoes.
+        self.query_key_value = (
+            nn.Linear(dim, 3 * dim, bias=False)
+            if num_tokens is None
+            else PerTokenLinear(num_tokens, dim, 3 * dim)
+        )
         self.attention_out = _linear(num_tokens, dim, dim)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn_in = _linear(num_tokens, dim, hidden_dim)

@@ -15,7 +15,7 @@ def combine(weight_LT, x_TD):
 
 
 def linear(module, x):
-    return module.weight @ x + module.bias
+    return module.weight @ x + (0 if module.bias is None else module.bias)
 
 
 def norm(module, x):

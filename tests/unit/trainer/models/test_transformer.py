@@ -13,7 +13,7 @@ FEATURES = {"user": 9, "candidate": 5}
 def apply(module, token, x):
     """Token's own layer, or the one that all share."""
     if isinstance(module, torch.nn.Linear):
-        return module.weight @ x + module.bias
+        return module.weight @ x + (0 if module.bias is None else module.bias)
     return x @ module.weight_TIO[token] + module.bias_TO[token]
 
 
@@ -75,9 +75,9 @@ def test_weights_per_token_cost_parameters():
         TransformerConfig(num_tokens=4, dim=8, num_layers=1, weights=weights).build(FEATURES)
         for weights in ("shared", "per_token")
     )
-    in_linears = 4 * 8 * 8 + 2 * 4 * 8 * 8 + 4 * 8 + 4 * 8 + 8
     count = [sum(weight.numel() for weight in tower.blocks.parameters()) for tower in (shared, own)]
-    assert count[1] - count[0] == 3 * in_linears
+    matrices, biases, qkv_bias = 3 * 8 * 8 + 8 * 8 + 2 * 8 * 32, 8 + 32 + 8, 3 * 8
+    assert count[1] - count[0] == 3 * (matrices + biases) + 4 * qkv_bias
 
 
 def test_dim_that_heads_do_not_divide_is_refused():
