@@ -18,7 +18,7 @@ MUST_RUN = os.environ.get("FAREWELL_TEST_CLUSTER") == "1"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         not available() and not MUST_RUN, reason="needs root and Slurm: make test-cluster"
     ),
@@ -64,7 +64,19 @@ class Desk:
         assert found.returncode == 0, found.stdout + found.stderr
         return found.stdout.strip().splitlines()[-1].rsplit("/", 1)[1]
 
-    def wait(self, job, timeout=180):
+    def status(self, job):
+        """What torchx says of a job."""
+        return subprocess.run(
+            [str(_bin() / "torchx"), "status", f"slurm://torchx/{job}"],
+            cwd=self.folder,
+            env=self.cluster.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        ).stdout
+
+    def wait(self, job, timeout=300):
         """Wait until a job is over."""
         deadline = time.monotonic() + timeout
         while job in self.cluster.jobs():
@@ -122,6 +134,7 @@ def test_two_nodes_train_after_a_preflight(desk, tmp_path):
         assert (run / "log" / f"rank_{rank}.log").is_file()
     assert len(list((run / "log" / "torchrun").rglob("stderr.log"))) == 2
     assert (run / "report.html").is_file()
+    assert "SUCCEEDED" in desk.status(job)
 
 
 @pytest.mark.parametrize("experiment", ["table_row_wise", "grid"])
@@ -157,7 +170,7 @@ def test_a_node_that_dies_is_waited_for_and_the_job_ends_with_the_same_result(
         assert time.monotonic() < deadline, desk.logs(job)
         time.sleep(0.5)
     cluster.start_node(NODES[1])
-    desk.wait(job, timeout=240)
+    desk.wait(job)
     result(desk, job, run)
     assert "resumed" in (run / "log" / "rank_0.log").read_text()
     name = "predictions_test.parquet"
@@ -171,7 +184,7 @@ def test_a_job_that_is_told_to_stop_saves_is_started_again_and_ends_with_the_sam
     job = desk.submit("long", run, "2x1", retries=3)
     wait_for_checkpoint(run, 40)
     cluster.run("scancel", "--signal=TERM", job)
-    desk.wait(job, timeout=240)
+    desk.wait(job)
     result(desk, job, run)
     steps = [int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")]
     log = (run / "log" / "rank_0.log").read_text()
