@@ -124,9 +124,9 @@ def test_managed_and_residual_ids_resume_bit_for_bit(world_size, small_steps, tm
             for table in mixed.tables
         ),
     )
-    scenarios = [(small_steps(replace(managed, tables=tables), "managed"), 18)]
-    if world_size == 2:
-        scenarios += [(small_steps(mixed, "mixed"), 18), (small_steps(both, "both"), 18)]
+    experiments = {"managed": replace(managed, tables=tables), "mixed": mixed, "both": both}
+    names_of = {1: ("both",), 2: ("managed", "mixed")}
+    scenarios = [(small_steps(experiments[name], name), 18) for name in names_of[world_size]]
     run_ranks(train_whole_and_stopped, world_size, scenarios, tmp_path)
     for experiment, _ in scenarios:
         runs = tmp_path / experiment.name
