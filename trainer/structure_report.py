@@ -105,6 +105,8 @@ def structure_markdown(report: Report, figures: Sequence[str] = ()) -> str:
     lines = [
         f"# {report['name']}",
         "",
+        f"`farewell compare {report['name']}` counts this anew.",
+        "",
         f"Per batch of {batch['batch_size']:,} impressions with {batch['history_length']} history "
         f"items each, {batch['num_distinct_items']:,} distinct items in all. A star: more than "
         f"{PARAMETER_TOLERANCE:.0%} (parameters) or {FLOPS_TOLERANCE:.0%} (FLOPs) from the "
