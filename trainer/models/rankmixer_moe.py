@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,10 @@ from trainer.modules.moe import MoETraining, PerTokenMoE
 from trainer.modules.per_token import FeatureTokens
 from trainer.modules.token_mixing import RankMixerBlock
 
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY = 100
+"""Training steps between two looks for dead experts."""
 _LEAST_PENALTY = 1e-12
 """The weight never falls so far that it could not come back."""
 
@@ -100,6 +105,7 @@ class RankMixerMoE(nn.Module):
             for _ in range(config.num_layers)
         )
         self.register_buffer("penalty_weight", torch.tensor(config.penalty))
+        self._num_steps = 0
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(B, F) -> (B, D)."""
@@ -134,4 +140,18 @@ class RankMixerMoE(nn.Module):
             mixture.remember(open_TE)
         step = torch.sign(open_LTE.mean() - self.config.open_share)
         self.penalty_weight.mul_(self.config.penalty_step**step).clamp_(min=_LEAST_PENALTY)
+        self._report_dead_experts()
         return loss
+
+    def _report_dead_experts(self) -> None:
+        self._num_steps += 1
+        if self._num_steps % _REPORT_EVERY:
+            return
+        total = sum(mixture.open_share_TE.numel() for mixture in self.mixtures)
+        logger.info(
+            "%d of %d experts are dead; %.1f %% are open, penalty weight %.2g",
+            self.num_dead,
+            total,
+            100 * torch.stack([mixture.open_share_TE.mean() for mixture in self.mixtures]).mean(),
+            self.penalty_weight,
+        )

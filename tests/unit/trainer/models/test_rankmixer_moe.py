@@ -181,6 +181,19 @@ def test_dead_experts_are_counted():
     assert tower.num_dead == 4
 
 
+def test_dead_experts_are_reported_every_hundred_steps(caplog):
+    caplog.set_level("INFO")
+    tower = RankMixerMoEConfig(**SIZES).build(FEATURES)
+    tower.mixtures[0].open_share_TE[:, 1] = 0
+    tower.mixtures[0].router.bias_TO.data[:, 1] = -100
+    x_BF = torch.randn(2, 11)
+    for step in range(1, 201):
+        tower(x_BF)
+        tower.auxiliary_loss()
+        assert len(caplog.records) == step // 100
+    assert "4 of 24 experts are dead" in caplog.records[-1].message
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.models.transformer import TransformerConfig
 from trainer.modules.transformer_block import TransformerBlock
@@ -68,6 +69,19 @@ def test_mask_says_which_tokens_are_seen():
     with torch.no_grad():
         expected = [naive_block(block, x, 2, lambda here, there: there <= here) for x in x_BTD]
         torch.testing.assert_close(block(x_BTD, mask_TT), torch.stack(expected))
+
+
+@pytest.mark.parametrize("weights", ["shared", "per_token"])
+def test_flops_of_attention_are_counted(weights):
+    rows, tokens, dim, features = 64, 16, 32, 128
+    config = TransformerConfig(num_tokens=tokens, dim=dim, num_layers=2, weights=weights)
+    with torch.device("meta"):
+        tower = config.build({"features": features})
+        x_BF = torch.empty(rows, features, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        tower(x_BF).sum().backward()
+    layer = tokens * 12 * dim**2 + 2 * tokens**2 * dim
+    assert counter.get_total_flops() == 6 * rows * (features * dim + 2 * layer)
 
 
 def test_weights_per_token_cost_parameters():
