@@ -83,7 +83,7 @@ class Checkpoints:
         found = {
             path: value
             for path in self.complete()
-            if isinstance(value := read_state(path).get("validation", {}).get(metric), float)
+            if isinstance(value := _validation(path).get(metric), float)
         }
         sign = -1.0 if metric.endswith("_logloss") else 1.0
         return max(found, key=lambda path: sign * found[path], default=None)
@@ -104,6 +104,11 @@ class Checkpoints:
         for pattern in (".step_*.unfinished", ".step_*.removed"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
+
+
+def _validation(path: Path) -> Mapping[str, Any]:
+    found = read_state(path).get("validation")
+    return found if isinstance(found, dict) else {}
 
 
 def read_state(path: Path) -> dict[str, Any]:

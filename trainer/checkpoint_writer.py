@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(hours=2)
 """How long the slowest rank may write after the fastest."""
+_LAST_SECONDS = 300.0
+"""How long a run that has failed waits for the save that is under way."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,16 @@ class CheckpointWriter:
         self.check()
 
     def close(self) -> None:
-        """Let the save that is under way finish after training has failed; never raises."""
+        """Let the save that is under way finish, after training has failed too; never raises.
+
+        A rank that is gone can't finish its part, so this waits for some minutes only.
+        """
+        if self._thread is not None:
+            self._thread.join(_LAST_SECONDS)
+            if self._thread.is_alive():
+                logger.error("the last checkpoint was not finished; the one before is the newest")
         try:
-            self.wait()
+            self.check()
         except CheckpointError as error:
             logger.error("%s", error)
 

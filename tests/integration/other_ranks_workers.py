@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trainer.experiment import Experiment
 from trainer.loop import score_split, train
 from trainer.run import Trainer
 from trainer.run_folder import RunFolder
+from trainer.stored_state import TensorFile
 from trainer.warm_start import WarmStart, warm_start
 
 
@@ -17,6 +19,19 @@ def train_whole(experiment: Experiment, folder: Path, plan: Path | None = None) 
     """Train without interruption."""
     train(experiment, folder, plan=plan)
     stop_ranks()
+
+
+def train_until_the_disk_is_full(experiment: Experiment, folder: Path) -> None:
+    """Train; no checkpoint after the first fits on the disk."""
+    real = TensorFile._write
+
+    def limited(self: TensorFile, data: bytes | memoryview) -> None:
+        if "step_0000000005" not in str(self.path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, data)
+
+    TensorFile._write = limited
+    train(experiment, folder)
 
 
 def score_test(experiment: Experiment, folder: Path, path: Path) -> None:

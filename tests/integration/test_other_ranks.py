@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.integration.other_ranks_workers import score_test, train_whole
+from tests.integration.other_ranks_workers import (
+    score_test,
+    train_until_the_disk_is_full,
+    train_whole,
+)
 from tests.integration.rank_processes import RanksFailedError, run_ranks
 from tests.integration.workers import resume
 from trainer.data.dataset import Dataset
@@ -91,7 +95,10 @@ def test_scores_are_the_same_on_other_ranks_and_plans(
         assert abs(auc(truth, after[task]) - auc(truth, scores)) <= 1e-6
 
 
-@pytest.mark.parametrize(("world_size", "sharding_type"), [(1, "data_parallel"), (4, "row_wise")])
+@pytest.mark.parametrize(
+    ("world_size", "sharding_type"),
+    [(1, "data_parallel"), pytest.param(4, "row_wise", marks=pytest.mark.slow)],
+)
 def test_training_goes_on_with_other_ranks_and_plans(
     run, experiment, world_size, sharding_type, tmp_path
 ):
@@ -127,3 +134,16 @@ def test_a_plan_for_other_ranks_is_replaced_and_one_that_is_given_now_is_not(
     given.write_text(json.dumps({"num_ranks": 2, "modules": plan}))
     with pytest.raises(RanksFailedError, match="the plan is for 2 ranks, this run has 1"):
         run_ranks(train_whole, 1, experiment, tmp_path / "new", given)
+
+
+def test_full_disk_ends_the_run_at_the_next_step_and_keeps_the_checkpoint_before(
+    experiment, tmp_path
+):
+    folder = tmp_path / "run"
+    with pytest.raises(
+        RanksFailedError, match=r"step_0000000010: was not saved \(rank 0: No space left"
+    ):
+        run_ranks(train_until_the_disk_is_full, 1, experiment, folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_0000000005"]
+    assert max(one["step"] for one in lines(folder)) <= 15
+    assert not (folder / "result.json").exists()

@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.unit.trainer.stored_checkpoint import whole, write_checkpoint, write_manifest
@@ -182,6 +184,66 @@ def test_nothing_is_unpickled(folder, monkeypatch):
     stored = StoredState(folder)
     stored.verify()
     assert stored.whole("network/b/value").tolist() == [1, 1]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+def places(value, path=()):
+    """Every place in a tree of JSON values."""
+    yield path
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key in value if isinstance(value, dict) else ():
+        yield from places(value[key], (*path, key))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), name=st.sampled_from(["manifest.json", "index.json", "state.json"]))
+def test_any_change_of_a_document_is_read_or_refused_in_words(tmp_path_factory, data, name):
+    folder = tmp_path_factory.mktemp("fuzz") / "step_0000000007"
+    write_checkpoint(folder, {"table/a/weight": whole(torch.ones(3, 2))})
+    document = json.loads((folder / name).read_text())
+    at = data.draw(st.sampled_from(list(places(document))))
+    new = data.draw(json_values)
+    if at:
+        owner = document
+        for key in at[:-1]:
+            owner = owner[key]
+        owner[at[-1]] = new
+    (folder / name).write_text(json.dumps(document if at else new))
+    if name != "manifest.json":
+        write_manifest(folder)
+    try:
+        stored = StoredState(folder)
+        stored.verify()
+        assert stored.state["step"] >= 0
+        Checkpoints(folder.parent).best("valid/click_auc")
+        assert stored.whole("table/a/weight").shape == (3, 2)
+    except CheckpointError as error:
+        assert str(folder) in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_change_of_bytes_is_noticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz") / "step_0000000007"
+    write_checkpoint(folder, {"table/a/weight": whole(torch.ones(3, 2))})
+    name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir())))
+    before = (folder / name).read_bytes()
+    at = data.draw(st.integers(0, len(before) - 1))
+    after = (
+        before[:at] + data.draw(st.binary(max_size=8)) + before[at + data.draw(st.integers(0, 8)) :]
+    )
+    (folder / name).write_bytes(after)
+    if name == "manifest.json" or after == before:
+        return
+    with pytest.raises(CheckpointError, match=name):
+        StoredState(folder).verify()
 
 
 def make(runs, step, **validation):
