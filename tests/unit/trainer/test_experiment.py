@@ -192,8 +192,19 @@ def test_batch_that_ranks_can_not_share_is_refused_with_one_that_they_can(hybrid
         replace(tiny, train=replace(tiny.train, batch_size=4)).check_ranks(2)
 
 
+def test_best_checkpoint_is_kept_by_a_metric_that_is_measured(hybrid):
+    task = hybrid.data.schema.labels[-1]
+    replace(hybrid, train=replace(hybrid.train, keep_best=f"valid/{task}_logloss"))
+    for metric in ("auc", f"{task}_auc", "valid/nothing_auc", "train/loss"):
+        with pytest.raises(ValueError, match=rf"keep_best is '{metric}'.*valid/{task}_auc"):
+            replace(hybrid, train=replace(hybrid.train, keep_best=metric))
+
+
 def test_batch_that_can_not_be_cut_into_equal_parts_is_refused(hybrid):
-    cut = replace(hybrid, train=replace(hybrid.train, batch_size=12, gradient_accumulation=3))
+    cut = replace(
+        hybrid,
+        train=replace(hybrid.train, batch_size=12, eval_batch_size=6, gradient_accumulation=3),
+    )
     cut.check_ranks(2)
     with pytest.raises(
         ValueError, match=r"gradient_accumulation is 3, but the 4 impressions of a rank .* 3 ranks"
@@ -210,6 +221,7 @@ def test_batch_that_can_not_be_cut_into_equal_parts_is_refused(hybrid):
         ({"log_every": 0}, "train.log_every is 0"),
         ({"keep_checkpoints": 0}, "train.keep_checkpoints is 0"),
         ({"eval_batch_size": 0}, "train.eval_batch_size is 0"),
+        ({"checkpoint_memory_bytes": 0}, "train.checkpoint_memory_bytes is 0"),
         ({"max_steps": 0}, "train.max_steps is 0, expected at least 1, or None"),
         ({"eval_every": 0}, "train.eval_every is 0"),
         ({"checkpoint_every": -1}, "train.checkpoint_every is -1"),
