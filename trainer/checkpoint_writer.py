@@ -201,30 +201,29 @@ class CheckpointWriter:
 
     def _stage(self, parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
         """Parts that must be written at once, and copies of the others in kept memory."""
-        direct, staged, used = [], [], 0
-        on_device = False
+        direct, copied, used = [], [], 0
         for part in parts:
-            if used + part.num_bytes > self._staging_bytes:
-                direct.append(part)
-                continue
-            used += part.num_bytes
-            buffer = self._buffer(part)
-            buffer.copy_(part.tensor, non_blocking=True)
-            on_device = on_device or part.tensor.is_cuda
-            staged.append(replace(part, tensor=buffer))
-        if on_device:
+            fits = used + part.num_bytes <= self._staging_bytes
+            (copied if fits else direct).append(part)
+            used += part.num_bytes if fits else 0
+        kept = {(part.name, part.box.offsets): part.tensor for part in copied}
+        self._buffers = {
+            key: buffer
+            for key, buffer in self._buffers.items()
+            if key in kept and (buffer.shape, buffer.dtype) == (kept[key].shape, kept[key].dtype)
+        }
+        staged = []
+        for part in copied:
+            key = (part.name, part.box.offsets)
+            if key not in self._buffers:
+                self._buffers[key] = torch.empty(
+                    part.tensor.shape, dtype=part.tensor.dtype, pin_memory=part.tensor.is_cuda
+                )
+            self._buffers[key].copy_(part.tensor, non_blocking=True)
+            staged.append(replace(part, tensor=self._buffers[key]))
+        if any(part.tensor.is_cuda for part in copied):
             torch.cuda.synchronize()
         return direct, staged
-
-    def _buffer(self, part: Part) -> Tensor:
-        key = (part.name, part.box.offsets)
-        buffer = self._buffers.get(key)
-        if buffer is None or (buffer.shape, buffer.dtype) != (part.tensor.shape, part.tensor.dtype):
-            buffer = torch.empty(
-                part.tensor.shape, dtype=part.tensor.dtype, pin_memory=part.tensor.is_cuda
-            )
-            self._buffers[key] = buffer
-        return buffer
 
     def _finish(
         self,

@@ -15,12 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from tests.integration.tiny_model import DIM, Case, batches_of_ranks
 from tests.integration.workers import build, table_parts
+from trainer import checkpoint_writer
 from trainer.checkpoint import Checkpoints, load
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.distributed import start_ranks, stop_ranks
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
+from trainer.state_parts import Part, parts_of
 from trainer.stored_state import CheckpointError, StoredState, TensorFile
 
 STEPS = 2
@@ -41,11 +43,24 @@ def writer_of(folder: Path, ranks, **options) -> CheckpointWriter:
     return CheckpointWriter(Checkpoints(folder), ranks, **options)
 
 
-def save(parallel: ParallelModel, folder: Path, ranks, *, step: int = STEPS, **options) -> None:
+def save(
+    parallel: ParallelModel, folder: Path, ranks, *, step: int = STEPS, **options
+) -> CheckpointWriter:
     """One checkpoint, finished when this returns."""
     writer = writer_of(folder, ranks, **options)
     writer.save(parallel, step=step, state={}, documents={"config": {}})
     writer.wait()
+    return writer
+
+
+def memory_of(writer: CheckpointWriter) -> int:
+    """Bytes that it keeps for copies."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in writer._buffers.values())
+
+
+def reversed_parts(parallel: ParallelModel) -> list[Part]:
+    """The parts of a model from the last to the first."""
+    return list(reversed(parts_of(parallel)))
 
 
 def step_once(parallel: ParallelModel, case: Case, ranks, folder: Path, step: int) -> float:
@@ -212,8 +227,19 @@ def save_with_little_memory(case: Case, folder: Path) -> None:
     ranks = start_ranks()
     parallel = build(case, ranks)
     step_once(parallel, case, ranks, folder, 0)
+    sizes = {}
     for name, staging_bytes in (("all", 1 << 30), ("some", 20_000), ("none", 0)):
-        save(parallel, folder / name, ranks, staging_bytes=staging_bytes)
+        writer = save(parallel, folder / name, ranks, staging_bytes=staging_bytes)
+        sizes[name] = memory_of(writer)
+    writer = writer_of(folder / "grows", ranks, staging_bytes=20_000)
+    for step in (STEPS, STEPS + 1):  # other parts come first now
+        writer.save(parallel, step=step, state={}, documents={"config": {}})
+        writer.wait()
+        kept = reversed_parts(parallel)
+        sizes[f"grows_{step}"] = memory_of(writer)
+        checkpoint_writer.parts_of = lambda parallel, kept=kept: kept
+    checkpoint_writer.parts_of = parts_of
+    (folder / f"sizes_{ranks.rank}.json").write_text(json.dumps(sizes))
     writer = writer_of(folder / "changed", ranks)
     for step in (STEPS, STEPS + 1):  # the copies' memory is used again
         writer.save(parallel, step=step, state={}, documents={"config": {}})

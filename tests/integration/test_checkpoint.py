@@ -137,6 +137,15 @@ def test_values_are_the_same_whether_copied_first_or_not(little_memory, name):
         assert torch.equal(value, other[key]), key
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_memory_for_copies_is_bounded(little_memory, rank):
+    sizes = json.loads((little_memory / f"sizes_{rank}.json").read_text())
+    assert sizes["all"] > 30_000
+    assert sizes["none"] == 0
+    for name in ("some", f"grows_{STEPS}", f"grows_{STEPS + 1}"):
+        assert 10_000 < sizes[name] <= 20_000, name
+
+
 def test_what_training_does_meanwhile_is_not_in_the_checkpoint(little_memory):
     before = tensors(little_memory / "all" / f"step_{STEPS:010d}")
     for more in (0, 1):
