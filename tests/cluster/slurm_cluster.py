@@ -1,12 +1,12 @@
-"""A Slurm cluster of two nodes on this one machine, for tests and for trying things out.
+"""A Slurm cluster of two nodes and a spare on this one machine, for tests and for trying out.
 
     python -m tests.cluster.slurm_cluster start /tmp/slurm    # prints the SLURM_CONF to export
     python -m tests.cluster.slurm_cluster stop /tmp/slurm
 
 Needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-server (`make test-cluster`
-installs them): `torchx run` asks for a job's state with sacct, which needs accounting. Both nodes
-are `slurmd` daemons of this machine, n0 and n1, with ports, spool folders and logs of their own;
-all files lie in the given folder; the two names are added to /etc/hosts while the cluster runs.
+installs them): `torchx run` asks for a job's state with sacct, which needs accounting. Nodes are
+`slurmd` daemons of this machine, n0, n1 and n2, with ports, spool folders and logs of their own;
+all files lie in the given folder; the names are added to /etc/hosts while the cluster runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-NODES = ("n0", "n1")
+NODES = ("n0", "n1", "n2")
 PACKAGES = "slurm-wlm, munge, slurmdbd, mariadb-server"
 PROGRAMS = (
     *("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol"),
@@ -83,7 +83,7 @@ LogFile={folder}/slurmdbd.log
 
 
 class SlurmCluster:
-    """Controller, two nodes, accounting, and munge, which they authenticate with.
+    """Controller, nodes, accounting, and munge, which they authenticate with.
 
     Args:
         folder: for configuration, state and logs; kept after `stop`.
@@ -99,7 +99,7 @@ class SlurmCluster:
         return {**os.environ, "SLURM_CONF": str(self.config)}
 
     def start(self) -> None:
-        """Start the daemons and wait until both nodes take jobs.
+        """Start the daemons and wait until all nodes take jobs.
 
         Raises:
             RuntimeError: when something is missing or does not come up.
@@ -150,13 +150,14 @@ class SlurmCluster:
         psutil.wait_procs(processes, timeout=10)
 
     def wait_for_nodes(self, timeout: float = 60) -> None:
-        """Wait until both nodes are idle.
+        """Wait until all nodes are idle.
 
         Raises:
             RuntimeError: with what sinfo says, when they are not in time.
         """
         deadline = time.monotonic() + timeout
-        while (found := self.run("sinfo", "-h", "-N", "-o", "%N %T")) != "n0 idle\nn1 idle":
+        wanted = "\n".join(f"{node} idle" for node in NODES)
+        while (found := self.run("sinfo", "-h", "-N", "-o", "%N %T")) != wanted:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nodes are not idle; logs in {self.folder}:\n{found}")
             time.sleep(0.5)

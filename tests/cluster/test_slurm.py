@@ -1,4 +1,4 @@
-"""Jobs that `torchx run -s slurm` gives to a two-node Slurm; `make test-cluster` runs them."""
+"""Jobs that `torchx run -s slurm` gives to a small Slurm; `make test-cluster` runs them."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_plans_that_know_of_nodes_train_on_two_ranks_each(desk, tmp_path, experi
     assert trained[-1] < trained[0]
 
 
-def test_a_node_that_dies_is_waited_for_and_the_job_ends_with_the_same_result(
+def test_when_a_node_dies_the_job_goes_on_with_the_spare_one_to_the_same_result(
     desk, cluster, whole, tmp_path
 ):
     run = tmp_path / "run"
@@ -165,12 +165,8 @@ def test_a_node_that_dies_is_waited_for_and_the_job_ends_with_the_same_result(
     wait_for_checkpoint(run, 40)
     cluster.kill_node(NODES[1])
     assert not (run / "result.json").exists(), "the job was over before the node was killed"
-    deadline = time.monotonic() + 90
-    while cluster.jobs().get(job) == "RUNNING":
-        assert time.monotonic() < deadline, desk.logs(job)
-        time.sleep(0.5)
-    cluster.start_node(NODES[1])
     desk.wait(job)
+    cluster.start_node(NODES[1])
     result(desk, job, run)
     assert "resumed" in (run / "log" / "rank_0.log").read_text()
     name = "predictions_test.parquet"
