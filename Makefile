@@ -31,7 +31,7 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# A two-node Slurm on this machine, with root on Debian.
+# Jobs on a real Slurm, all of whose nodes are this machine; with root on Debian.
 SLURM := slurm-wlm munge slurmdbd mariadb-server
 test-cluster: install
 	dpkg -s $(SLURM) >/dev/null 2>&1 || \
