@@ -6,6 +6,8 @@ farewell evaluate trm_joint.movielens1m --folder runs/trm_joint/<time> --generat
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from configs import datasets
 from configs.datasets import Source
 from configs.recipe import RANKMIXER, ranking_experiment, token_encoder
@@ -24,8 +26,10 @@ def experiment(source: Source) -> Experiment:
 
 
 def movielens1m() -> Experiment:
-    """On MovieLens-1M."""
-    return experiment(datasets.movielens1m())
+    """On MovieLens-1M, in small batches: what generates has thousands of tuples to learn."""
+    source = datasets.movielens1m()
+    train = replace(source.train, batch_size=512, eval_every=780)
+    return experiment(replace(source, train=train))
 
 
 def movielens100k() -> Experiment:
