@@ -80,7 +80,7 @@ def _curve(run: RunFolder, task: str) -> tuple[CurvePoint, ...]:
     return tuple(
         CurvePoint(
             samples=line["samples"],
-            loss=line.get("train/loss"),
+            loss=line.get("train/discriminative", line.get("train/loss")),
             valid_auc=line.get(f"valid/{task}_auc"),
         )
         for line in lines

@@ -50,8 +50,8 @@ FIGURE_CAPTIONS = {
     ),
     "training_curves": (
         "Training",
-        "Training loss (means over stretches of a curve) and AUC on the validation part against "
-        "impressions trained on; one line a seed.",
+        "Training loss of the labels (means over stretches of a curve) and AUC on the validation "
+        "part against impressions trained on; one line a seed.",
     ),
     "calibration": (
         "Calibration",

@@ -273,8 +273,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(rich_table(quality_table(report, task)))
     console.print()
     if "study" in report:
-        console.print(rich_table(study_table(report)))
-        console.print()
+        for task in report["tasks"]:
+            console.print(rich_table(study_table(report, task)))
+            console.print()
     console.print(rich_table(cost_table(report)))
     console.print()
     marks = {"better": ("+", "green"), "worse": ("-", "red"), "unclear": ("~", "yellow")}
@@ -311,7 +312,7 @@ def render_html(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         quality=[quality_table(report, task) for task in report["tasks"]],
-        study=study_table(report) if "study" in report else None,
+        gains=[study_table(report, task) for task in report["tasks"] if "study" in report],
         cost=cost_table(report),
         facts=machine_lines(report),
         figures=[

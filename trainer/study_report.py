@@ -102,40 +102,37 @@ def _order(
     }
 
 
-def study_table(report: Report) -> ReportTable:
-    """Gains over the reference with 95 % intervals, and the paper's gains."""
+def study_table(report: Report, task: str) -> ReportTable:
+    """Gains over the reference in one task with 95 % intervals, and the paper's gains."""
     study = report["study"]
-    shown: list[tuple[str, str, str]] = [
-        (task, metric, name) for task in report["tasks"] for metric, name in STUDY_METRICS
-    ]
-    by_cell = {(one["row"], one["task"], one["metric"]): one for one in study["gains"]}
-    columns = ["", *(f"{task} {name}" for task, _, name in shown)]
+    by_cell = {(one["row"], one["metric"]): one for one in study["gains"] if one["task"] == task}
+    has_paper = any(one["paper_percent"] is not None for one in by_cell.values())
+    columns = [""]
+    for _, name in STUDY_METRICS:
+        columns += [name, *(["paper"] if has_paper else [])]
     rows = []
-    for title in dict.fromkeys(one["row"] for one in study["gains"]):
+    for title in dict.fromkeys(row for row, _ in by_cell):
         cells = [Cell(title)]
-        for task, metric, _ in shown:
-            one = by_cell[title, task, metric]
+        for metric, _ in STUDY_METRICS:
+            one = by_cell[title, metric]
             if title == study["reference"]:
-                text, detail = "reference", ""
+                cells.append(Cell("reference"))
             elif one["gain_percent"] is None:
-                text, detail = ABSENT, ""
+                cells.append(Cell(ABSENT))
             else:
-                text = f"{one['gain_percent']:+.2f} %"
                 low, high = one["ci_percent"]
-                detail = f"[{low:+.2f} {high:+.2f}]"
-            if one["paper_percent"] is not None:
-                detail = f"{detail} paper {one['paper_percent']:+.2f}".strip()
-            cells.append(Cell(text, detail))
+                cells.append(Cell(f"{one['gain_percent']:+.2f} %", f"[{low:+.2f} {high:+.2f}]"))
+            if has_paper:
+                paper = one["paper_percent"]
+                cells.append(Cell(ABSENT if paper is None else f"{paper:+.2f} %"))
         rows.append(tuple(cells))
     note = f"Relative gains over {study['reference']}; 95 % intervals from users drawn anew."
-    title = "Gains"
-    if any(one["paper_percent"] is not None for one in study["gains"]):
-        title += f", beside {study['source']}"
+    if has_paper:
         note += (
             f" paper: {study['source']}, on a private log of another size; only the order of rows "
             "can be expected to carry over."
         )
-    return ReportTable(title=title, note=note, columns=tuple(columns), rows=tuple(rows))
+    return ReportTable(title=f"Gains: {task}", note=note, columns=tuple(columns), rows=tuple(rows))
 
 
 def study_headline(report: Report) -> tuple[str, str]:

@@ -151,20 +151,23 @@ def test_notes_question_and_gains_are_shown_on_page_and_in_terminal(split):
     for text in (
         "Online tables can&#39;t be repeated.",
         "What helps?",
-        "Gains, beside TRM Table 2",
+        "Gains: click",
     ):
         assert text in page
-    assert "Gains, beside TRM Table 2" in shown.getvalue()
-    assert "paper +0.50" in shown.getvalue()
+    assert "Gains: play" in shown.getvalue()
+    lines = shown.getvalue().splitlines()
+    (line,) = [line for line in lines if line.startswith("better") and "+0.50 %" in line]
+    assert "[" in line
 
 
-def test_table_without_the_papers_numbers_does_not_speak_of_them(split):
+def test_a_task_without_the_papers_numbers_does_not_speak_of_them(split):
     report = build(split)
-    for one in report["study"]["gains"]:
-        one["paper_percent"] = None
-    table = study_table(report)
-    assert table.title == "Gains"
-    assert "paper" not in table.note
+    click, play = (study_table(report, task) for task in ("click", "play"))
+    assert click.columns == ("", "AUC", "paper", "QAUC", "paper")
+    assert "TRM Table 2" in click.note
+    assert play.columns == ("", "AUC", "QAUC")
+    assert "paper" not in play.note
+    assert play.rows[0][1].text == "reference"
 
 
 def test_pair_gain_turns_signs_with_the_direction():
