@@ -138,6 +138,7 @@ class DenseOptimizer:
             self.network_parameters,
             lr=config.dense_lr,
             weight_decay=config.weight_decay,
+            fused=True,  # one pass over memory in place of ten
         )
         self.table_optimizers: dict[str, Optimizer] = {
             name: OPTIMIZER_CLASSES[by_name[name].optimizer](

@@ -31,7 +31,9 @@ def train_unsharded(
     model = case.model("cpu")
     optim = case.optim
     network = list(model.network.parameters())
-    adam = torch.optim.AdamW(network, lr=optim.dense_lr, weight_decay=optim.weight_decay)
+    adam = torch.optim.AdamW(
+        network, lr=optim.dense_lr, weight_decay=optim.weight_decay, fused=True
+    )
     specs = {table.name: table for table in case.tables()}
     weights = {path.split(".")[-2]: weight for path, weight in model.sparse.named_parameters()}
     assert set(weights) == set(specs)
