@@ -26,9 +26,8 @@ AXES = (
     ("flops_per_batch", "training FLOPs per batch"),
 )
 CAPTION = (
-    "Above: loss on the test rows; lines on the left are the fitted laws, with the floor of each "
-    "below its title in the table. Below: gain in QAUC over the baseline, with paired 95 % "
-    "intervals over users. All size axes are logarithmic."
+    "Above: loss on the test rows; lines on the left are the fitted laws. Below: gain in QAUC over "
+    "the baseline, with paired 95 % intervals over users. All size axes are logarithmic."
 )
 
 Report = Mapping[str, Any]
@@ -70,6 +69,7 @@ def scaling_figure(report: Report) -> Figure:
         for axes in panels[:, column]:
             axes.set_xscale("log")
             axes.set_xlabel(label)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
         _log_losses(panels[0, column])
         panels[1, column].axhline(0, color="#111827", linewidth=1.0)
     panels[0, 0].set_ylabel(f"{report['task']} LogLoss")

@@ -300,7 +300,7 @@ def _difference(found: Mapping[str, Any]) -> str:
         return "no draw has both exponents"
     low, high = found["ci"]
     text = f"95 % interval of the difference {low:+.2f} to {high:+.2f}"
-    if found["undefined"] > 0:
+    if found["undefined"] >= 0.005:
         text += (
             f", without the {100 * found['undefined']:.0f} % of draws in which a loss does not "
             "fall with size"

@@ -15,6 +15,8 @@ from trainer.report_tables import format_count
 from trainer.verdict import MIN_BUCKET_ROWS
 
 LINES = ("-", "--", ":", "-.")
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+"""Logarithmic axes would write powers as formulas, which our figures do not set."""
 
 
 def gain_map(report: Report, styles: Styles) -> Figure | None:
@@ -96,6 +98,7 @@ def norm_variance(report: Report, styles: Styles) -> Figure | None:
                     label=f"{one['row']}: {table}",
                 )
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter(_PLAIN)
     panels[0].set_title("variance of norms")
     panels[1].set_title("standard deviation of norms over their mean")
     for axes in panels:
@@ -135,9 +138,11 @@ def embedding_spectrum(report: Report, styles: Styles) -> Figure | None:
                 linestyle="none",
             )
     shares_axes.set_yscale("log")
+    shares_axes.yaxis.set_major_formatter(_PLAIN)
     shares_axes.set_xlabel("principal direction")
     shares_axes.set_title("share of variance")
     rank_axes.set_xscale("log")
+    rank_axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     rank_axes.set_xlabel("dense parameters")
     rank_axes.set_title("effective rank over width")
     rank_axes.set_ylim(0, 1)

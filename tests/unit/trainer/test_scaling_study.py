@@ -145,7 +145,10 @@ def test_report_is_written_whole(report, tmp_path):
 
 
 def test_figure_has_logarithmic_sizes_and_both_axes(report):
-    axes = scaling_figure(report).axes
+    figure = scaling_figure(report)
+    axes = figure.axes
+    labels = [axes[0].xaxis.get_major_formatter()(size) for size in SIZES]
+    assert labels == ["100k", "1M", "10M", "100M", "1G"]
     assert [one.get_xscale() for one in axes] == ["log"] * 4
     assert axes[0].get_yscale() == "log"
     np.testing.assert_array_equal(axes[0].lines[0].get_xdata(), SIZES)
