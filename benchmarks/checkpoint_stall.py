@@ -104,9 +104,8 @@ def measure(experiment: Experiment, folder: Path, num_ranks: int) -> dict[str, f
 def figures(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What a run's metrics say.
 
-    A save's stall is that of rank 0; its first save, which makes the memory for copies, is among
-    them. The interval is wall time, with saves and the refilling of the pipeline after them, from
-    the first line of metrics to the last.
+    A save's stall is that of rank 0. The interval is wall time, with saves and the refilling of the
+    pipeline after them, from the first line of metrics to the last.
 
     Args:
         lines: of metrics.jsonl.
@@ -195,10 +194,9 @@ def main(settings: Settings) -> None:
                 f"{settings.ranks} ranks, batch {settings.batch_size}, {settings.item_rows:,} item "
                 f"rows of 32 values, {settings.num_steps} steps, a checkpoint every "
                 f"{settings.checkpoint_every}, {settings.rounds} rounds in turn. The stall is what "
-                "training waits inside the save, the first of a run (which makes the memory for "
-                "copies) counted; the step interval is that of the run without checkpoints. What "
-                "the background costs beside the stall, since it shares the processors with "
-                "training, and the refilling of the pipeline, are in the last line."
+                "training waits inside the save; the step interval is that of the run without "
+                "checkpoints. What the background costs beside the stall, since it shares the "
+                "processors with training, and the refilling of the pipeline, are in the last line."
             ),
             body=table,
         )

@@ -101,6 +101,13 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
 
+    def prepare(self, parallel: ParallelModel) -> None:
+        """Claim the memory for copies, so that the first save stalls no longer than others.
+
+        Where it is not there, a run should end before its first step and not at its first save.
+        """
+        self._stage(written_by(parts_of(parallel), self._ranks))
+
     def save(
         self,
         parallel: ParallelModel,

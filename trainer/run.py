@@ -116,6 +116,7 @@ class Trainer:
         elif self.run_folder.given_warm_start.exists():
             with self.watchdog.paused():
                 self._start_warm()
+        self.writer.prepare(self.parallel)
         pipeline = RankingPipeline(
             self.parallel,
             self.ranks,
