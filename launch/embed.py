@@ -43,6 +43,7 @@ from launch.encoding import Encoding
 from tokenization.alignment import Alignment
 from tokenization.catalogue import Catalogue, read_catalogue
 from tokenization.embedding_table import EmbeddingTable, read_items
+from tokenization.item_features import read_features, standard
 from tokenization.pairs import (
     ClickLog,
     Pairs,
@@ -85,6 +86,9 @@ class EmbedArgs:
         user_column: of the log.
         item_column: of the log.
         alignment: which items belong together, and the head.
+        feature_column: columns that the head reads beside the embeddings: numbers, strings, lists
+            of categories.
+        features: parquet file with `item_id` and these columns; `items` without it.
         queries: parquet file with the column `query_column` (integers) and the texts of queries,
             for query-item pairs.
         query_column: of the log and of `queries`.
@@ -114,6 +118,8 @@ class EmbedArgs:
     user_column: str = "user_id"
     item_column: str = "item_id"
     alignment: Alignment = field(default_factory=Alignment)
+    feature_column: tuple[str, ...] = ()
+    features: Path | None = None
     queries: Path | None = None
     query_column: str = "query_id"
     query_text_column: str = "text"
@@ -132,6 +138,10 @@ class EmbedArgs:
         for name in ("image_column", "tuned", "queries"):
             if getattr(self, name) is not None and not encodes:
                 raise ValueError(f"{name}: expected none where no texts are encoded")
+        if self.feature_column and (self.align_log is None or self.tuned is not None):
+            raise ValueError("feature_column: expected align_log too, and no tuned model")
+        if self.features is not None and not self.feature_column:
+            raise ValueError("features: expected feature_column too, which says what to read there")
         if self.queries is not None and self.align_log is None:
             raise ValueError(
                 "queries: expected align_log too, which says what they are clicked for"
@@ -235,15 +245,20 @@ def _encode(args: EmbedArgs) -> EmbeddingTable:
 
 def _align(args: EmbedArgs, log: ClickLog, table: EmbeddingTable) -> EmbeddingTable:
     """Train the head on the log's pairs and pass the table through it."""
-    head = args.alignment.fit(table.item_ids, table.embeddings, _pairs(args, log))
+    inputs = table.embeddings
+    if args.feature_column:
+        features = read_features(args.features or args.items, args.feature_column, table.item_ids)
+        inputs = np.concatenate([standard(inputs), features], axis=1)
+    head = args.alignment.fit(table.item_ids, inputs, _pairs(args, log))
     made = {
         **table.made,
         "alignment": dataclasses.asdict(args.alignment),
+        "feature_column": list(args.feature_column),
         "positive": args.align_positive,
         "queries": args.queries is not None,
         "log_rows": log.num_rows,
     }
-    embeddings = head.encode(table.embeddings)
+    embeddings = head.encode(inputs)
     return EmbeddingTable(item_ids=table.item_ids, embeddings=embeddings, made=made)
 
 

@@ -69,6 +69,8 @@ def _align(
         user_column=schema.user,
         item_column=schema.item,
         alignment=alignment,
+        feature_column=config.feature_columns,
+        features=experiment.data.folder / "items.parquet" if config.feature_columns else None,
     )
     _show(
         f"farewell embed --items {arguments.items} --embedding-column embedding "

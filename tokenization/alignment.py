@@ -10,8 +10,11 @@ Shape suffixes: N items, B pairs of a batch, D dimensions.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,20 +26,29 @@ from tokenization.autoencoder import Standardizer, blocks
 from tokenization.base import Embeddings, check_at_least, check_embeddings
 from tokenization.contrastive import contrastive_loss
 from tokenization.pairs import ClickLog, Pairs, mine_co_clicks, only_best, rows_of
+from tokenization.spectral import spectral_map
 
 logger = logging.getLogger(__name__)
+
+HeadKind = Literal["contrastive", "spectral"]
+"""How a head learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """Settings of the alignment: which items belong together, and the head that learns it.
+    """Settings of the alignment: which items belong together, and the heads that learn it.
 
     Args:
         window: clicks of a user within which two items belong together.
         min_count: how often they must.
-        num_best: pairs in which one is among the other's so many best; None for all.
-        hidden: width of the head's hidden layer.
-        out_dim: dimensions of the aligned embeddings; None for those of the encoder.
+        heads: each learns apart, and their embeddings are put side by side: `contrastive` by
+            InfoNCE (Eq. 3), `spectral` in closed form on all pairs, within seconds
+            (`tokenization.spectral`); several see more than one.
+        num_best: pairs in which one is among the other's so many best, for contrastive heads; None
+            for all.
+        ridge: of a spectral head, an item.
+        hidden: width of a contrastive head's hidden layer.
+        out_dim: dimensions that a head gives; None for as many as go in.
         temperature: tau of Eq. 3.
         dropout: on the embeddings that go in and on the hidden layer, against learning items by
             heart.
@@ -49,7 +61,9 @@ class Alignment:
 
     window: int = 5
     min_count: int = 2
+    heads: tuple[HeadKind, ...] = ("contrastive",)
     num_best: int | None = 20
+    ridge: float = 0.2
     hidden: int = 1024
     out_dim: int | None = None
     temperature: float = 0.07
@@ -64,6 +78,11 @@ class Alignment:
         """Check ranges."""
         for name in ("window", "min_count", "hidden", "num_epochs", "batch_size"):
             check_at_least(getattr(self, name), 1, name=name)
+        if not self.heads or not set(self.heads) <= {"contrastive", "spectral"} or self.ridge <= 0:
+            raise ValueError(
+                f"heads and ridge: expected contrastive and spectral ones, and above 0, found "
+                f"{self.heads} and {self.ridge}"
+            )
         if self.num_best is not None:
             check_at_least(self.num_best, 1, name="num_best")
         check_at_least(self.batch_size, 2, name="batch_size")
@@ -74,20 +93,19 @@ class Alignment:
             )
 
     def mine(self, log: ClickLog) -> Pairs:
-        """Return the pairs of a log that the head is to be trained on.
+        """Return the pairs of a log that the heads are to be trained on.
 
         Raises:
             ValueError: see `mine_co_clicks`.
         """
-        pairs = mine_co_clicks(log, window=self.window, min_count=self.min_count)
-        return pairs if self.num_best is None else only_best(pairs, self.num_best)
+        return mine_co_clicks(log, window=self.window, min_count=self.min_count)
 
     def fit(
         self, item_ids: NDArray[np.integer], embeddings: NDArray[np.floating], pairs: Pairs
-    ) -> AlignmentHead:
-        """Return the head trained on pairs of items.
+    ) -> AlignmentHeads:
+        """Return the heads trained on pairs of items.
 
-        Under torchrun each rank takes its share of every batch; all ranks return the same head.
+        Under torchrun each rank takes its share of every batch; all ranks return the same heads.
 
         Args:
             item_ids: integers `(N,)`.
@@ -98,20 +116,46 @@ class Alignment:
             ValueError: embeddings that `check_embeddings` refuses, or fewer than two pairs left.
         """
         checked = check_embeddings(embeddings)
-        rows, known = rows_of(pairs, item_ids)
-        left, right = torch.from_numpy(rows).T
-        weights = torch.from_numpy(pairs.score[known])
-        if len(left) < 2:
+        pairs = pairs.take(rows_of(pairs, item_ids)[1])
+        if len(pairs) < 2:
             raise ValueError(
-                f"pairs: expected at least two of items that have embeddings, found {len(left)} "
-                f"of {len(pairs)}"
+                f"pairs: expected at least two of items that have embeddings, found {len(pairs)}"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            head = AlignmentHead(checked.shape[1], self)
-            head.standardizer.measure(checked)
-            _train(head, self, torch.from_numpy(checked.copy()), left, right, weights)
-        return head.eval()
+        heads = []
+        for place, kind in enumerate(self.heads):
+            used = pairs
+            if kind == "contrastive" and self.num_best is not None:
+                used = only_best(pairs, self.num_best)
+            rows = rows_of(used, item_ids)[0]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed + place)
+                head = AlignmentHead(checked.shape[1], self)
+                head.standardizer.measure(checked)
+                if kind == "spectral":
+                    _solve(head, self, checked, rows, used.score)
+                else:
+                    config = dataclasses.replace(self, seed=self.seed + place)
+                    left, right = torch.from_numpy(rows).T
+                    x_ND = torch.from_numpy(checked.copy())
+                    _train(head, config, x_ND, left, right, torch.from_numpy(used.score))
+            heads.append(head.eval())
+        return AlignmentHeads(heads)
+
+
+class AlignmentHeads:
+    """Heads that were trained apart.
+
+    Args:
+        heads: one or more.
+    """
+
+    def __init__(self, heads: Sequence[AlignmentHead]) -> None:
+        self.heads = heads
+
+    def encode(self, embeddings: NDArray[np.floating]) -> Embeddings:
+        """Return aligned embeddings of length 1, float32 `(N, heads * out_dim)`."""
+        sides = [head.encode(embeddings) for head in self.heads]
+        return np.concatenate(sides, axis=1) / np.float32(len(sides) ** 0.5)
 
 
 class AlignmentHead(nn.Module):
@@ -150,6 +194,28 @@ class AlignmentHead(nn.Module):
         checked = check_embeddings(embeddings, dim=len(self.standardizer.mean))
         network = copy.deepcopy(self).eval()
         return torch.cat([network(x_BD) for x_BD in blocks(checked)]).numpy()
+
+
+@torch.no_grad()
+def _solve(
+    head: AlignmentHead,
+    config: Alignment,
+    embeddings: Embeddings,
+    rows_P2: NDArray[np.int64],
+    scores_P: NDArray[np.float64],
+) -> None:
+    """Make the head the linear map of the spectral solution."""
+    weight = spectral_map(
+        head.standardizer(torch.tensor(embeddings)).numpy(),
+        rows_P2,
+        scores_P,
+        out_dim=head.linear.out_features,
+        ridge=config.ridge,
+    )
+    head.linear.weight.copy_(torch.from_numpy(weight))
+    nn.init.zeros_(head.hidden[-1].weight)  # type: ignore[arg-type]
+    if dist.is_initialized():  # eigenvectors may differ by their sign
+        dist.broadcast(head.linear.weight, 0)
 
 
 def _train(

@@ -38,6 +38,8 @@ from tokenization.base import (
 )
 from tokenization.kmeans import fit_kmeans
 
+_STARTING_ITEMS = 100_000  # that the experts' first directions are taken from
+
 CodewordRule = Literal["ema", "codebook_loss"]
 """How codewords move, since Eq. 4 stops their gradient: `ema`, to the running mean of the latents
 that chose them; `codebook_loss`, by the gradient of `|sg(z_i) - s_i|^2`."""
@@ -107,6 +109,7 @@ class OPMQ:
             torch.manual_seed(self.seed)
             network = OPMQNetwork(checked.shape[1], self)
             network.standardizer.measure(checked)
+            _start_experts(network, checked)
             _start_codebooks(network, checked, self)
             _train(network, checked, self)
         return OPMQTokenizer(config=self, tensors=network_tensors(network))
@@ -198,6 +201,26 @@ class RunningMeans:
         """Forget the past of codes whose codewords were moved by hand."""
         self._counts_EK[expert, codes] = 1.0
         self._sums_EKH[expert, codes] = self._codebooks[expert, codes]
+
+
+@torch.no_grad()
+def _start_experts(network: OPMQNetwork, embeddings: Embeddings) -> None:
+    """Give each expert principal directions of its own, dealt out so that variances are balanced.
+
+    Eq. 5 wants experts that are orthogonal. Random matrices nearly are when flattened, yet each of
+    them shows the same distances between items, so that all experts cut the items alike and codes
+    side by side tell little more than one of them. Directions of their own are orthogonal and tell
+    different things; latents beyond an expert's share of the directions start at zero.
+    """
+    sample = torch.tensor(embeddings[:: max(1, len(embeddings) // _STARTING_ITEMS)])
+    x_ND = network.standardizer(sample)
+    directions_DD = torch.linalg.eigh(x_ND.T @ x_ND).eigenvectors.flip(1)  # strongest first
+    num_experts, dim, latent_dim = network.experts.shape
+    network.experts[:dim] = 0.0  # more experts than dimensions: the others stay random
+    for rank in range(min(dim, num_experts * latent_dim)):
+        lap, place = divmod(rank, num_experts)
+        expert = place if lap % 2 == 0 else num_experts - 1 - place
+        network.experts[expert, :, lap] = directions_DD[:, rank]
 
 
 @torch.no_grad()

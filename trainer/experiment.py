@@ -62,6 +62,10 @@ class TokensConfig:
         collisions: what becomes of items with equal codes; `extra_code` adds a level.
         alignment: align the embeddings with co-clicks before tokens are fitted: those of the
             training rows alone, by the first label; None takes the embeddings as they are.
+        feature_columns: of items.parquet, which the alignment reads beside the embeddings.
+
+    Raises:
+        ValueError: feature columns without an alignment that reads them.
     """
 
     folder: Path
@@ -72,11 +76,21 @@ class TokensConfig:
     mem: AnyMem
     collisions: Collisions = "keep"
     alignment: Alignment | None = None
+    feature_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse columns that nothing would read."""
+        if self.feature_columns and self.alignment is None:
+            raise ValueError(
+                f"tokenizer.feature_columns is {self.feature_columns} but tokenizer.alignment is "
+                "None, so they would have no effect; name an alignment, or no columns"
+            )
 
     @property
     def aligned_embeddings(self) -> Path:
         """Where the aligned embeddings go: beside `embeddings`, a file for each setting."""
-        digest = hashlib.sha256(repr(self.alignment).encode()).hexdigest()[:8]
+        settings = repr((self.alignment, self.feature_columns))
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return self.embeddings.with_name(f"{self.embeddings.stem}_aligned_{digest}.parquet")
 
     @property

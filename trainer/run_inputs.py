@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -68,7 +69,7 @@ def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
         "tokenizer": (tokenizer_config(manifest["tokenizer"]), config.tokenizer),
         "mem": (mem_config(manifest["mem"]), config.mem),
         "collisions": (manifest.get("collisions", "keep"), config.collisions),
-        "alignment": (manifest.get("embeddings", {}).get("alignment"), _alignment(config)),
+        "alignment": (_settings(manifest.get("embeddings", {})), _alignment(config)),
     }
     for name, (made_with, wanted) in settings.items():
         if made_with != wanted:
@@ -82,8 +83,13 @@ def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
 def _alignment(config: TokensConfig) -> Any:
     """Settings of the alignment as a manifest has them; embeddings may have been aligned before."""
     if config.alignment is not None:
-        return json.loads(json.dumps(asdict(config.alignment)))
-    return read_made(config.embeddings).get("alignment") if config.embeddings.exists() else None
+        return json.loads(json.dumps([asdict(config.alignment), config.feature_columns]))
+    return _settings(read_made(config.embeddings) if config.embeddings.exists() else {})
+
+
+def _settings(made: Mapping[str, Any]) -> Any:
+    """What alignment and columns embeddings were made with; None without alignment."""
+    return [made["alignment"], made["feature_column"]] if "alignment" in made else None
 
 
 def item_features(

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -106,13 +107,13 @@ def test_a_model_tuned_by_both_losses_and_both_kinds_of_pairs(files, model, caps
     options = ["--tuned", str(files / "tuned"), "--caption-column", "caption"]
     options += ["--align-log", str(files / "log.parquet"), "--align-positive", "click"]
     options += ["--queries", str(files / "queries.parquet"), "--align-rows", "300"]
-    options += ["--tuning.num-steps", "40", "--tuning.batch-size", "16"]
-    options += ["--tuning.learning-rate", "1e-2"]
+    options += ["--tuning.num-steps", "150", "--tuning.batch-size", "16"]
+    options += ["--tuning.learning-rate", "5e-3"]
     embed.main(words(files, model, *options))
     table = EmbeddingTable.load(files / "embeddings.parquet")
-    assert apart(table.embeddings) > apart(before) + 0.3
+    assert apart(table.embeddings) > apart(before) + 0.1
     assert table.made["log_rows"] == 300
-    assert table.made["tuning"]["num_steps"] == 40
+    assert table.made["tuning"]["num_steps"] == 150
     queries = encode_contents(
         files / "tuned", [Content(text="sweet"), Content(text="bright")], batch_size=2, max_length=8
     )
@@ -152,19 +153,34 @@ def test_a_head_learns_query_item_pairs_too(files, model):
     assert (table.made["queries"], without.made["queries"]) == (True, False)
 
 
+def test_a_head_reads_columns_of_the_catalogue(files, model):
+    options = ["--align-log", str(files / "log.parquet"), "--alignment.heads", "spectral"]
+    options += ["--alignment.out-dim", "4"]
+    items = pq.read_table(files / "items.parquet")
+    kind = pa.array([[n % 2, 2] for n in range(20)])
+    pq.write_table(items.append_column("kind", kind), files / "items.parquet")
+    embed.main(words(files, model, *options, "--feature-column", "kind"))
+    table = EmbeddingTable.load(files / "embeddings.parquet")
+    assert apart(table.embeddings) > 1.0
+    assert table.made["feature_column"] == ["kind"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--caption-column", "caption"], "caption_column: expected it with `tuned`"),
-        (["--tuned", "x"], "caption_column: expected it with `tuned`"),
-        (["--tuned", "x", "--caption-column", "caption"], "tuning.align_weight is 1.0 but"),
-        (["--queries", "q"], "queries: expected align_log too"),
-        (["--embedding-column", "e", "--image-column", "i"], "image_column: expected none where"),
+        ({"caption_column": "caption"}, "caption_column: expected it with `tuned`"),
+        ({"tuned": Path("x")}, "caption_column: expected it with `tuned`"),
+        ({"tuned": Path("x"), "caption_column": "c"}, "tuning.align_weight is 1.0 but"),
+        ({"queries": Path("q")}, "queries: expected align_log too"),
+        ({"embedding_column": "e", "image_column": "i"}, "image_column: expected none where"),
+        ({"feature_column": ("year",)}, "feature_column: expected align_log too"),
+        ({"features": Path("f")}, "features: expected feature_column too"),
+        ({"sasrec_log": Path("l"), "tuned": Path("x")}, "tuned: expected none where"),
     ],
 )
-def test_options_without_effect_are_refused(files, model, options, message):
+def test_options_without_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        embed.main(words(files, model, *options))
+        embed.EmbedArgs(items=Path("i"), out=Path("o"), **options)
 
 
 def test_an_encoder_of_texts_has_no_use_for_images(files, tiny_text_encoder):
