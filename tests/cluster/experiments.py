@@ -45,7 +45,7 @@ def short():
 
 def long():
     """Enough steps for something to happen meanwhile."""
-    return _smoke(max_steps=600, checkpoint_every=20)
+    return _smoke(max_steps=400, checkpoint_every=20)
 
 
 def table_row_wise():

@@ -186,6 +186,6 @@ def test_a_job_that_is_told_to_stop_saves_is_started_again_and_ends_with_the_sam
     log = (run / "log" / "rank_0.log").read_text()
     assert "SIGTERM: finishing the step, then saving" in log
     assert "resumed" in log
-    assert 600 in steps
+    assert 400 in steps
     name = "predictions_test.parquet"
     assert (run / name).read_bytes() == (whole / name).read_bytes()
