@@ -217,8 +217,8 @@ def _fairness(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Equal dense parameters within a tower, and what the intervals do not cover."""
     findings = []
     towers = sorted({row["tower"] for row in _models(report) if row["tower"]})
-    if (report.get("study") or {}).get("equal_dense"):
-        towers = []  # said of all rows at once
+    if (report.get("study") or {}).get("equal_dense") or report.get("geometry"):
+        towers = []  # said of all rows at once, or sizes are what differs
     for tower in towers:
         sizes = [
             row["dense_params"]
