@@ -279,6 +279,7 @@ class CheckpointWriter:
         """Make the folder of all ranks' files a checkpoint; why not, or None."""
         unfinished = final.with_name(f".{final.name}.unfinished")
         try:
+            error = error or _not_shared(unfinished, reports)
             if error is None:
                 files: dict[str, Any] = {
                     report.file: {"bytes": report.num_bytes, "sha256": report.sha256}
@@ -324,6 +325,18 @@ def _write(
         return _Report(_text(found))
     chunks = tuple((part.name, _chunk(part, file.path.name)) for part in parts)
     return _Report(None, file.path.name, file.num_bytes, sha256, chunks)
+
+
+def _not_shared(folder: Path, reports: Sequence[_Report]) -> str | None:
+    """Which rank's file is not where rank 0 looks, as on hosts that share no folder."""
+    for rank, report in enumerate(reports):
+        path = folder / report.file
+        if not path.is_file() or path.stat().st_size != report.num_bytes:
+            return (
+                f"rank {rank} wrote {report.file}, but rank 0 does not see it; all hosts must "
+                "share the run folder"
+            )
+    return None
 
 
 def _key(part: Part) -> str:

@@ -97,7 +97,7 @@ def test_slots_that_matter_are_there_and_differ_from_zero(saved):
     assert float(stored.whole("network/heads.0.0.weight/state/step")) == STEPS
 
 
-def test_full_disk_keeps_earlier_checkpoints_and_is_told_on_every_rank(tmp_path):
+def test_failed_save_keeps_earlier_checkpoints_and_is_told_on_every_rank(tmp_path):
     run_ranks(workers.fill_the_disk, 2, CASES[2], tmp_path)
     first, third = "step_0000000001", "step_0000000003"
     for rank in range(2):
@@ -106,7 +106,9 @@ def test_full_disk_keeps_earlier_checkpoints_and_is_told_on_every_rank(tmp_path)
         assert "step_0000000002: was not saved (rank 1: No space left on device)" in said[3]
         assert "--resume" in said[3]
         assert said[4:6] == [[first], [first]]  # nothing of the second is left
-        assert said[6:] == ["saved", [first, third], [first, third]]
+        assert said[6:9] == ["saved", [first, third], [first, third]]
+        assert "rank 1 wrote rank_00001.safetensors, but rank 0 does not see it" in said[9]
+        assert said[10:] == [[first, third], [first, third]]
 
 
 def tensors(path):
