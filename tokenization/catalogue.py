@@ -107,8 +107,7 @@ def _strings(table: pa.Table, path: Path, name: str) -> list[str]:
             f"{path}, column {name}: expected strings, found {kind}; for a column of embeddings "
             f"use --embedding-column {name}"
         )
-    values: list[str] = pc.fill_null(table[name], "").to_pylist()
-    return values
+    return [value or "" for value in table[name].to_pylist()]
 
 
 def _images(table: pa.Table, path: Path, name: str | None) -> list[bytes | Path | None]:

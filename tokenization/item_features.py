@@ -88,6 +88,7 @@ def _encoded(column: pa.Array[Any], place: str) -> NDArray[np.float32]:
         raise ValueError(f"{place}: expected no nulls, found {column.null_count}")
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _close_to_centres(column.to_numpy(zero_copy_only=False).astype(np.float32))
+    values: pa.Array[Any]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         rows = pc.list_parent_indices(column).to_numpy()
         values = pc.list_flatten(column)
@@ -95,7 +96,7 @@ def _encoded(column: pa.Array[Any], place: str) -> NDArray[np.float32]:
         rows, values = np.arange(len(column)), column
     else:
         raise ValueError(f"{place}: expected numbers, strings or lists of these, found {kind}")
-    categories = pc.dictionary_encode(values)
+    categories: Any = pc.dictionary_encode(values)
     count = len(categories.dictionary)
     if count > MAX_CATEGORIES:
         raise ValueError(
