@@ -70,6 +70,7 @@ def scaling_figure(report: Report) -> Figure:
             axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         _log_losses(panels[0, column])
         panels[1, column].axhline(0, color="#111827", linewidth=1.0)
     panels[0, 0].set_ylabel(f"{report['task']} LogLoss")
