@@ -208,7 +208,9 @@ class CheckpointWriter:
 
     def _stage(self, parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
         """Parts that must be written at once, and copies of the others in kept memory."""
-        direct, copied, used = [], [], 0
+        direct: list[Part] = []
+        copied: list[Part] = []
+        used = 0
         for part in parts:
             fits = used + part.num_bytes <= self._staging_bytes
             (copied if fits else direct).append(part)

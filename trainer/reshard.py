@@ -15,13 +15,15 @@ joining gives back what was there. Partial row-wise Adam's second moment is a me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trainer.state_parts import Box, Part
 from trainer.stored_state import DTYPES, CheckpointError, Chunk, StoredState, StoredTensor
+
+_BLOCK_BYTES = 64 << 20
 
 
 def misfit(part: Part, stored: StoredTensor) -> str | None:
@@ -83,8 +85,21 @@ def fill_rows(part: Part, stored: StoredTensor, source: StoredState) -> None:
             _fill_per_row(part, stored, source, overlaps)
             return
         for chunk, shared in overlaps:
-            values = source.read(stored, chunk, shared.inside(chunk.box))
-            part.tensor[shared.inside(wanted)].copy_(values)
+            for block in _blocks(shared, part.tensor.element_size()):
+                values = source.read(stored, chunk, block.inside(chunk.box))
+                part.tensor[block.inside(wanted)].copy_(values)
+
+
+def _blocks(box: Box, bytes_per_value: int) -> Iterator[Box]:
+    """The box in pieces of some rows each, so that no second copy of a table is in memory."""
+    if not box.sizes:
+        yield box
+        return
+    row_bytes = box.num_values // box.sizes[0] * bytes_per_value
+    step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    for start in range(0, box.sizes[0], step):
+        num_rows = min(step, box.sizes[0] - start)
+        yield Box((box.offsets[0] + start, *box.offsets[1:]), (num_rows, *box.sizes[1:]))
 
 
 def _fill_per_row(

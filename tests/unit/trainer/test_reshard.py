@@ -122,6 +122,24 @@ def test_split_shards_take_the_same_next_step(tmp_path_factory):
         assert torch.equal(memory, values[:, 0])
 
 
+def test_large_boxes_are_read_in_blocks_of_rows(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("trainer.reshard._BLOCK_BYTES", 3 * COLUMNS * 4)
+    values = torch.rand(ROWS, COLUMNS)
+    box = Box((0, 0), (ROWS, COLUMNS))
+    source = stored(tmp_path_factory, [box], values, per_row=False)
+    read = StoredState.read
+    sizes = []
+
+    def noted(*arguments):
+        sizes.append(len(value := read(*arguments)))
+        return value
+
+    monkeypatch.setattr(StoredState, "read", noted)
+    [(_, found)] = filled(source, [box], per_row=False)
+    assert torch.equal(found, values)
+    assert sizes == [3, 3, 3, 3, 1]
+
+
 def test_gap_is_refused(tmp_path_factory):
     values = torch.rand(ROWS, COLUMNS)
     boxes = [Box((0, 0), (ROWS, 5)), Box((0, 6), (ROWS, COLUMNS - 6))]
