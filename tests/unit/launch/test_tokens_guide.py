@@ -9,6 +9,7 @@ import tyro
 
 from launch.embed import EmbedArgs
 from launch.tokenize import TokenizeArgs, parse
+from launch.train import TrainCommand
 from tokenization.alignment import Alignment
 from tokenization.combinations import MEM_KINDS
 from tokenization.representation import Representation
@@ -34,7 +35,7 @@ def test_options_exist():
     def options(kind, prefix=""):
         return {prefix + field.name.replace("_", "-") for field in dataclasses.fields(kind)}
 
-    known = options(EmbedArgs) | options(TokenizeArgs)
+    known = options(EmbedArgs) | options(TokenizeArgs) | options(TrainCommand)
     known |= options(Alignment, "alignment.") | options(Representation, "tuning.")
     for config in CONFIGS.values():
         known |= options(config, "tokenizer.")
