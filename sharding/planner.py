@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
@@ -17,6 +18,9 @@ from sharding.tables import (
     check_managed_rows,
     planner_constraints,
 )
+
+_RESERVED_SHARE = 0.15
+"""Of a rank's memory, as TorchRec's planner keeps by default."""
 
 
 class PlanDoesNotFitError(ValueError):
@@ -35,6 +39,7 @@ def plan_on_ranks(
     ddr_bytes: int,
     batch_size: int,
     min_partition: int,
+    network_bytes: int | None = None,
 ) -> ShardingPlan:
     """Plan where each shard of each table goes; every rank gets rank 0's plan.
 
@@ -52,6 +57,8 @@ def plan_on_ranks(
         ddr_bytes: host memory of a rank.
         batch_size: impressions per rank and step.
         min_partition: fewest columns of a column-wise shard.
+        network_bytes: memory that a rank needs for the rest of the model; None for one that every
+            rank holds, which TorchRec takes six times for gradients, moments and buckets.
 
     Raises:
         PlanDoesNotFitError: with the bytes needed and the bytes there are.
@@ -81,6 +88,9 @@ def plan_on_ranks(
         topology=topology,
         batch_size=batch_size,
         constraints=planner_constraints(tables, min_partition=min_partition),
+        storage_reservation=HeuristicalStorageReservation(
+            _RESERVED_SHARE, dense_tensor_estimate=network_bytes
+        ),
     )
     group = dist.group.WORLD
     if group is None:

@@ -81,6 +81,18 @@ def shard_network(network: RankingNetwork, ranks: Ranks) -> None:
     fully_shard(network, mesh=mesh, shard_placement_fn=placement)
 
 
+def sharded_bytes(network: RankingNetwork, world_size: int) -> int:
+    """Bytes that a rank needs for a network sharded by FSDP2, without activations.
+
+    Its share of weights, gradients and AdamW's two moments, and two units gathered with their
+    gradients: the one that computes and the one that is fetched meanwhile.
+    """
+    whole = sum(weight.nbytes for weight in network.parameters())
+    units = [sum(weight.nbytes for weight in unit.parameters()) for unit in network.fsdp_units()]
+    rest = whole - sum(units)
+    return 4 * whole // world_size + 2 * 2 * max([rest, *units])
+
+
 def even_shard(weight: torch.Tensor, world_size: int) -> Shard | None:
     """The first dim that all ranks can share evenly, so that memory falls as 1 / ranks.
 

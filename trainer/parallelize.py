@@ -22,7 +22,7 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 from sharding.planner import plan_on_ranks
 from sharding.sharders import sharders
 from sharding.tables import TableSpec
-from trainer.dense_network import prepare_network
+from trainer.dense_network import prepare_network, sharded_bytes
 from trainer.distributed import Ranks, memory_per_rank
 from trainer.models.ranking_model import RankingModel, RankingNetwork
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
@@ -114,6 +114,8 @@ def parallelize(
     attach_table_optimizers(model.sparse.collections, tables, optim)
     table_sharders = sharders(optim.fused_params())
     hbm_bytes, ddr_bytes = memory_per_rank(ranks)
+    num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    uses_fsdp = num_parameters >= sharding.fsdp_min_parameters
     plan = plan or plan_on_ranks(
         model,
         tables,
@@ -125,9 +127,8 @@ def parallelize(
         ddr_bytes=ddr_bytes,
         batch_size=batch_size,
         min_partition=sharding.min_partition,
+        network_bytes=sharded_bytes(model.network, ranks.world_size) if uses_fsdp else None,
     )
-    num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    uses_fsdp = num_parameters >= sharding.fsdp_min_parameters
     prepare_network(
         model.network,
         ranks,

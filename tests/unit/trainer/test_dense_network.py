@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.distributed.tensor import Shard
 
-from trainer.dense_network import compile_training, even_shard, prepare_network
+from trainer.dense_network import (
+    compile_training,
+    even_shard,
+    prepare_network,
+    sharded_bytes,
+)
 from trainer.distributed import Ranks
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.rankmixer import RankMixerConfig
@@ -94,3 +99,11 @@ def test_shards_are_even_where_some_dim_allows_it():
     assert even_shard(torch.empty(6, 4), 2) == Shard(0)
     assert even_shard(torch.empty(6, 8, 4), 4) == Shard(1)
     assert even_shard(torch.empty(5), 2) is None
+
+
+def test_memory_of_a_sharded_network_falls_with_ranks_to_what_is_gathered():
+    network = Network(RankMixerConfig(num_tokens=4, dim=64, num_layers=8), 64)
+    whole = sum(weight.nbytes for weight in network.parameters())
+    block = sum(weight.nbytes for weight in network.tower.blocks[0].parameters())
+    assert sharded_bytes(network, 1) == 4 * whole + 4 * block
+    assert sharded_bytes(network, 8) == 4 * whole // 8 + 4 * block
