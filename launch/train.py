@@ -89,6 +89,7 @@ def main(args: Sequence[str]) -> None:
         args=options,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
+    chosen_warm_start(command)  # refused before data is prepared
     if under_torchrun():
         folder = _train_as_rank(command)
     else:
