@@ -17,6 +17,8 @@ VERBS = {
     "plan": "shard an experiment's tables on a cluster that need not be there",
     "train": "train a named experiment on one or many ranks",
     "evaluate": "metrics of a finished run, with intervals and buckets",
+    "export": "a trained run -> a folder for serving, quantised and measured",
+    "predict": "score a parquet file with an exported model",
     "compare": "train and report a named comparison: quality, storage, speed",
     "scale": "sweep tower sizes and fit loss over size",
     "demo": "from nothing to the report on MovieLens-1M",

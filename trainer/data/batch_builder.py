@@ -71,7 +71,7 @@ class BatchBuilder:
                 np.stack(dense, axis=1) if dense else np.zeros((num_rows, 0), dtype=np.float32)
             ),
             pooled=self._pooled(block),
-            items=_keyed(
+            items=keyed(
                 {key: ids.take(distinct) for key, ids in self._item_features.features.items()},
                 stride=len(distinct),
             ),
@@ -110,13 +110,18 @@ class BatchBuilder:
             else:
                 ids = columns.ids[feature.name]
                 lists[feature.name] = (ids if rows is None else ids.take(rows), ones)
-        return _keyed(lists, stride=len(block))
+        return keyed(lists, stride=len(block))
 
 
-def _keyed(
+def keyed(
     lists: dict[str, tuple[NDArray[Any], NDArray[np.int64]]], *, stride: int
 ) -> KeyedJaggedTensor:
-    """Pack (values, lengths) of each key."""
+    """Pack (values, lengths) of each key into a KeyedJaggedTensor.
+
+    Args:
+        lists: key -> values of `stride` lists one after the other, and the length of each.
+        stride: number of lists of a key.
+    """
     return KeyedJaggedTensor(
         keys=list(lists),
         values=_joined([values for values, _ in lists.values()]),

@@ -22,6 +22,7 @@ __all__ = [
     "most_exposed_items",
     "raw_item_ids",
     "token_features",
+    "token_rows",
 ]
 
 _COUNTED_ROWS = 1_000_000
@@ -120,10 +121,25 @@ def token_features(dataset: Dataset, artifact: TokenArtifact, *, mem_rows: int) 
             f"{int(missing.sum())} of {len(rows)} items without, the first {first}; run "
             "`farewell tokenize` again on this data set"
         )
-    gen_rows = gen_row(artifact.codes, artifact.num_codes)[rows]
+    return ItemFeatures(
+        {
+            feature: tokens.gather(rows)
+            for feature, tokens in token_rows(artifact, mem_rows=mem_rows).items()
+        }
+    )
+
+
+def token_rows(artifact: TokenArtifact, *, mem_rows: int) -> dict[str, Ragged]:
+    """Rows of the artifact's items in the tables `gen_token` and `mem_token`, in its order.
+
+    Args:
+        artifact: N items.
+        mem_rows: rows of the mem-token table.
+    """
+    gen_rows = gen_row(artifact.codes, artifact.num_codes)
     num_items, num_levels = gen_rows.shape
     gen = Ragged(gen_rows.reshape(-1), np.arange(num_items + 1) * num_levels)
-    mem = Ragged(artifact.mem_values, artifact.mem_offsets).gather(rows)
+    mem = Ragged(artifact.mem_values, artifact.mem_offsets)
     if artifact.num_merges > mem_rows:
         mem = Ragged(hash_buckets(mem.values, mem_rows), mem.offsets)
-    return ItemFeatures({"gen_token": gen, "mem_token": mem})
+    return {"gen_token": gen, "mem_token": mem}

@@ -1,0 +1,1 @@
+"""Trained models outside training: exported once, then loaded to score."""
