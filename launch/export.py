@@ -136,7 +136,7 @@ def agreement_table(found: Mapping[str, Any]) -> Table:
         title=f"scores of {found['rows']:,} test rows against {found['against']}: {holds} the "
         f"tolerance of {found['tolerance']:g}"
     )
-    for column in ("task", "largest difference", "mean", "AUC", "AUC before", "change"):
+    for column in ("task", "largest difference", "mean", "AUC", "reference AUC", "change"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, values in found["tasks"].items():
         numbers = [values["auc"], values["reference_auc"], values["auc_change"]]
