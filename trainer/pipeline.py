@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from trainer.batch import Batch
+from trainer.batch_file import save_batch
 from trainer.distributed import Ranks
 from trainer.models.ranking_model import Outputs
 from trainer.parallelize import ParallelModel
@@ -109,8 +110,10 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
 
     def _stop_at_bad_batch(self, own_loss: float) -> None:
         self._bad_batch_folder.mkdir(parents=True, exist_ok=True)
-        path = self._bad_batch_folder / f"rank_{self._ranks.rank}.pt"
-        torch.save(self.batches[0], path)
+        path = self._bad_batch_folder / f"rank_{self._ranks.rank}.safetensors"
+        bad_batch = self.batches[0]
+        assert bad_batch is not None
+        save_batch(bad_batch, path)
         raise NonFiniteLossError(
             f"loss is {self.loss} over all ranks ({own_loss} on rank {self._ranks.rank}); stopped "
             f"before the backward pass, so no weight has changed. The batch is in {path}; lower "

@@ -4,6 +4,7 @@ import torch
 from tests.integration.rank_processes import run_ranks
 from tests.integration.tiny_model import Case
 from tests.integration.workers import meet_non_finite_loss
+from trainer.batch_file import load_batch
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_one_ranks_nan_stops_every_rank_before_any_weight_changes(folder, rank):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_message_names_loss_rank_file_and_what_to_do(folder, rank):
     message = torch.load(folder / f"rank_{rank}.pt")["message"]
-    path = folder / "non_finite" / f"rank_{rank}.pt"
+    path = folder / "non_finite" / f"rank_{rank}.safetensors"
     own = "nan" if rank == 1 else "0."
     assert message.startswith(f"loss is nan over all ranks ({own}")
     assert f"on rank {rank}" in message
@@ -35,9 +36,7 @@ def test_message_names_loss_rank_file_and_what_to_do(folder, rank):
 
 
 def test_saved_batch_is_the_bad_one(folder):
-    bad, fine = (
-        torch.load(folder / "non_finite" / f"rank_{rank}.pt", weights_only=False) for rank in (1, 0)
-    )
+    bad, fine = (load_batch(folder / "non_finite" / f"rank_{rank}.safetensors") for rank in (1, 0))
     assert bad.dense_BF[4, 1].isnan()
     assert bad.dense_BF.isnan().sum() == 1
     assert fine.dense_BF.isfinite().all()
