@@ -4,6 +4,7 @@ Run::
 
     farewell data movielens1m
     farewell data movielens100k --folder data/small
+    farewell data smoke
     farewell data synthetic --num-rows 20000000 --churn 0.01
 """
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from configs.datasets import SMOKE
 from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, MovieLensSource, write_movielens
 from trainer.data.synthetic import write_synthetic
 from trainer.data.synthetic_config import SyntheticConfig, high_churn
@@ -61,20 +63,29 @@ def synthetic(
         config: Size, character and seed; the defaults are a catalogue with high churn.
         folder: Where the data set is written; an older one there is replaced.
     """
-    with _progress() as progress:
-        task = progress.add_task("synthetic: writing", total=config.num_rows)
+    _synthetic(config, folder)
 
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
 
-        manifest = write_synthetic(config, folder, progress=advance)
-    _summary(manifest, folder)
+def smoke(folder: Path = Path("data/smoke")) -> None:
+    """Simulate the small log that every experiment `NAME.smoke` reads: seconds.
+
+    Example: farewell data smoke
+
+    Args:
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    _synthetic(SMOKE, folder)
 
 
 def main(args: Sequence[str]) -> None:
     """Parse the arguments after `farewell data` and write the data set they name."""
     tyro.extras.subcommand_cli_from_dict(
-        {"movielens1m": movielens1m, "movielens100k": movielens100k, "synthetic": synthetic},
+        {
+            "movielens1m": movielens1m,
+            "movielens100k": movielens100k,
+            "synthetic": synthetic,
+            "smoke": smoke,
+        },
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
         args=args,
@@ -90,6 +101,17 @@ def _movielens(source: MovieLensSource, folder: Path) -> None:
             progress.update(task, description=description, completed=done, total=total)
 
         manifest = write_movielens(source, folder, progress=advance)
+    _summary(manifest, folder)
+
+
+def _synthetic(config: SyntheticConfig, folder: Path) -> None:
+    with _progress() as progress:
+        task = progress.add_task("synthetic: writing", total=config.num_rows)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        manifest = write_synthetic(config, folder, progress=advance)
     _summary(manifest, folder)
 
 

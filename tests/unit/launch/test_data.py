@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from configs import datasets, trm_rankmixer
 from launch import data
+from trainer.data.dataset import Dataset
 from trainer.data.schema import DatasetSchema
 
 
@@ -16,6 +18,14 @@ def test_synthetic_writes_a_folder_and_prints_what_it_holds(tmp_path, capsys):
     for words in ("3,000", "click positives", "play positives", "bayes auc click", "MB"):
         assert words in printed
     assert f"{manifest['facts']['bayes_auc_play']:.4f}" in printed
+
+
+def test_the_smoke_log_is_the_one_that_smoke_experiments_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data.main(["smoke"])
+    config = trm_rankmixer.smoke().data
+    assert Dataset.open(config.folder, config.schema).num_rows == datasets.SMOKE.num_rows
+    assert "20,000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["movielens1m", "movielens100k"])
