@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.modules.field_vectors import FieldVectors, pairwise_products
 from trainer.modules.mlp import mlp
 
 
@@ -17,26 +18,21 @@ class DeepFMConfig:
     Args:
         hidden_dims: widths of the MLP's layers.
         dropout: after each layer of the MLP.
+        field_dim: dim that features of other dims are projected to, for the second order; None
+            where all agree.
     """
 
     hidden_dims: tuple[int, ...]
     dropout: float = 0.0
+    field_dim: int | None = None
 
     def build(self, feature_dims: dict[str, int]) -> DeepFM:
         """The tower over features of these dims, which it takes side by side in this order.
 
         Raises:
-            ValueError: when the dims differ, since a factorization machine multiplies every
-                feature's vector with every other's.
+            ValueError: when dims differ and `field_dim` is None.
         """
-        dims = sorted(set(feature_dims.values()))
-        if len(dims) != 1:
-            raise ValueError(
-                "DeepFM multiplies the vectors of all features with each other, so all need one "
-                f"dim, but found {dims}: {feature_dims}; give every table, the item vector "
-                "(model.item.item_dim) and the dense features (model.dense_dim) the same dim"
-            )
-        return DeepFM(self, num_features=len(feature_dims), feature_dim=dims[0])
+        return DeepFM(self, feature_dims)
 
 
 class DeepFM(nn.Module):
@@ -47,21 +43,19 @@ class DeepFM(nn.Module):
     parts next to each other, each with weights of its own.
 
     Args:
-        config: sizes of the MLP.
-        num_features: number of feature vectors.
-        feature_dim: D, dim of each.
+        config: sizes.
+        feature_dims: name -> dim of each feature, in order.
 
     Shape:
-        x_BF -> (B, last hidden dim + 2), with F = num_features * feature_dim.
+        x_BF -> (B, last hidden dim + 2).
     """
 
-    def __init__(self, config: DeepFMConfig, *, num_features: int, feature_dim: int) -> None:
+    def __init__(self, config: DeepFMConfig, feature_dims: dict[str, int]) -> None:
         super().__init__()
         self.config = config
-        self.num_features = num_features
-        self.feature_dim = feature_dim
-        in_dim = num_features * feature_dim
+        in_dim = sum(feature_dims.values())
         self.out_dim = config.hidden_dims[-1] + 2
+        self.fields = FieldVectors(feature_dims, config.field_dim, model="DeepFM")
         self.blocks = nn.ModuleList([mlp(in_dim, config.hidden_dims, dropout=config.dropout)])
         self.first_order = nn.Linear(in_dim, 1)
 
@@ -70,15 +64,5 @@ class DeepFM(nn.Module):
         deep_BH = x_BF
         for block in self.blocks:
             deep_BH = block(deep_BH)
-        second_B1 = pairwise_products(x_BF.view(-1, self.num_features, self.feature_dim))
+        second_B1 = pairwise_products(self.fields(x_BF))
         return torch.cat([deep_BH, self.first_order(x_BF), second_B1.to(deep_BH.dtype)], dim=1)
-
-
-def pairwise_products(x_BND: Tensor) -> Tensor:
-    """Sum of the inner products of all pairs of N vectors: (B, N, D) -> (B, 1).
-
-    Computed from the square of the sum and the sum of the squares, in time linear in N.
-    """
-    square_of_sum_B = x_BND.sum(dim=1).square().sum(dim=1)
-    sum_of_squares_B = x_BND.square().sum(dim=(1, 2))
-    return (0.5 * (square_of_sum_B - sum_of_squares_B)).unsqueeze(1)

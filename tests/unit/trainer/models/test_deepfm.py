@@ -1,19 +1,9 @@
 import pytest
 import torch
 
-from trainer.models.deepfm import DeepFMConfig, pairwise_products
+from trainer.models.deepfm import DeepFMConfig
 
 FEATURES = {"user": 4, "candidate": 4, "history": 4}
-
-
-def test_pairwise_products_equals_a_loop_over_pairs():
-    x_BND = torch.randn(7, 5, 3, dtype=torch.float64)
-    naive = torch.zeros(7, dtype=torch.float64)
-    for row in range(7):
-        for first in range(5):
-            for second in range(first + 1, 5):
-                naive[row] += torch.dot(x_BND[row, first], x_BND[row, second])
-    torch.testing.assert_close(pairwise_products(x_BND)[:, 0], naive)
 
 
 def test_output_is_deep_first_and_second_order_side_by_side():

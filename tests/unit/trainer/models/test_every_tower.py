@@ -6,15 +6,23 @@ import pytest
 import torch
 import tyro
 
+from trainer.models.autoint import AutoIntConfig
+from trainer.models.dcn import DCNConfig
 from trainer.models.dcn_v2 import DCNv2Config
 from trainer.models.deepfm import DeepFMConfig
 from trainer.models.dhen import DHENConfig
 from trainer.models.dlrm import DLRMConfig
+from trainer.models.fm import FMConfig
+from trainer.models.gdcn import GDCNConfig
+from trainer.models.masknet import MaskNetConfig
+from trainer.models.onetrans import OneTransConfig
+from trainer.models.pepnet import PEPNetConfig
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
 from trainer.models.tower import TowerConfig
 from trainer.models.transformer import TransformerConfig
+from trainer.models.wide_deep import WideDeepConfig
 from trainer.models.wukong import WuKongConfig
 from trainer.modules.hybrid_tokens import ItemIdConfig
 
@@ -23,6 +31,25 @@ TOKENS = {"num_tokens": 4, "dim": 8}
 TOWERS = {
     "dlrm": DLRMConfig(hidden_dims=(12, 8)),
     "deepfm": DeepFMConfig(hidden_dims=(12, 8)),
+    "deepfm_projected": DeepFMConfig(hidden_dims=(12, 8), field_dim=5),
+    "fm": FMConfig(),
+    "fm_projected": FMConfig(field_dim=4),
+    "wide_deep": WideDeepConfig(hidden_dims=(12, 8)),
+    "dcn": DCNConfig(num_layers=2, hidden_dims=(12, 8)),
+    "gdcn_parallel": GDCNConfig(num_layers=2, hidden_dims=(12, 8)),
+    "gdcn_stacked": GDCNConfig(num_layers=2, hidden_dims=(12,), structure="stacked"),
+    "autoint": AutoIntConfig(num_layers=2, head_dim=4),
+    "autoint_plus_projected": AutoIntConfig(head_dim=4, hidden_dims=(12, 8), field_dim=6),
+    "masknet_serial": MaskNetConfig(num_blocks=2, block_dim=8, structure="serial"),
+    "masknet_parallel": MaskNetConfig(num_blocks=2, block_dim=8, hidden_dims=(12,)),
+    "ppnet": PEPNetConfig(hidden_dims=(12, 8), gate_dim=6, prior_features=("user",)),
+    "pepnet": PEPNetConfig(
+        hidden_dims=(12, 8),
+        gate_dim=6,
+        prior_features=("user", "candidate"),
+        domain_features=("dense",),
+    ),
+    "onetrans": OneTransConfig(**TOKENS, sequence_features=("user", "dense")),
     "dcn_v2_full_parallel": DCNv2Config(num_layers=2, hidden_dims=(12, 8)),
     "dcn_v2_low_rank_stacked": DCNv2Config(
         num_layers=2, hidden_dims=(12,), rank=3, structure="stacked"
@@ -110,11 +137,11 @@ def test_shape_can_be_built_without_memory(config):
 def test_sizes_are_options_of_the_command_line(config):
     """A field typed by the protocol is narrowed to the class of its default."""
     model = RankingModelConfig(item=ItemIdConfig(table_dim=4, item_dim=8), tower=config)
-    field = "dropout" if hasattr(config, "dropout") else "num-layers"
-    value = 0.5 if field == "dropout" else 3
+    values = {"num_layers": 3, "num_blocks": 3, "field_dim": 3, "dropout": 0.5}
+    field = next(name for name in values if hasattr(config, name))
     changed = tyro.cli(
         tyro.conf.AvoidSubcommands[RankingModelConfig],
         default=model,
-        args=[f"--tower.{field}", str(value)],
+        args=[f"--tower.{field.replace('_', '-')}", str(values[field])],
     )
-    assert changed.tower == dataclasses.replace(config, **{field.replace("-", "_"): value})
+    assert changed.tower == dataclasses.replace(config, **{field: values[field]})
