@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sharding.dry_run import DryRunRequest, needed_bytes
+from sharding.folder_names import check_folder_name
 from sharding.hardware import Cluster, Machine
 from sharding.report import Report, human_bytes
 from sharding.smallest_cluster import SmallestCluster, smallest_cluster
@@ -61,6 +62,7 @@ class StorageComparison:
 
     def __post_init__(self) -> None:
         """Check the parts."""
+        check_folder_name(self.name, of="comparison")
         if not self.systems or not self.machines:
             raise ValueError(f"comparison {self.name!r}: expected systems and machines")
         titles = [system.title for system in self.systems]

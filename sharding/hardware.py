@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from torchrec.distributed.planner.types import Topology
 
+from sharding.folder_names import check_folder_name
+
 GB = 10**9
 TB = 10**12
 SSD_ROWS_PER_SECOND = 1_500_000
@@ -66,6 +68,7 @@ class Machine:
         Raises:
             ValueError: naming machine and field.
         """
+        check_folder_name(self.name, of="machine")
         if self.device not in ("cuda", "cpu"):
             raise ValueError(f"machine {self.name!r}: device is {self.device!r}, not cuda or cpu")
         for field in fields(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sharding.folder_names import check_folder_name
 from trainer.baselines.base import Baseline
 from trainer.experiment import Experiment
 
@@ -82,6 +83,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         """Check that the rows can be compared."""
+        check_folder_name(self.name, of="comparison")
         if not self.rows:
             raise ValueError(f"comparison {self.name!r}: no rows")
         titles = [row.title for row in self.rows]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sharding.folder_names import check_folder_name
 from sharding.tables import TableSpec, check_tables
 from tokenization.alignment import Alignment
 from tokenization.collisions import Collisions
@@ -210,6 +211,7 @@ class Experiment:
         Raises:
             ValueError: naming the two fields that disagree and both values.
         """
+        check_folder_name(self.name, of="experiment")
         check_tables(self.tables)
         check_item_features(self.model, self.tables)
         self._check_pooled_features()

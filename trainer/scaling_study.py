@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sharding.folder_names import check_folder_name
 from trainer.evaluation import NUM_RESAMPLES, EvaluationSplit, finite, interval_json, measure
 from trainer.experiment import Experiment
 from trainer.measurement import Estimate, Measurement
@@ -71,7 +72,8 @@ class ScalingStudy:
     question: tuple[str, str]
 
     def __post_init__(self) -> None:
-        """Check titles, logs and question."""
+        """Check name, titles, logs and question."""
+        check_folder_name(self.name, of="scaling study")
         kinds = {side.title: side.kind for side in self.sides}
         if len(kinds) < len(self.sides):
             raise ValueError(f"scaling study {self.name!r}: a title stands twice in {list(kinds)}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sharding.folder_names import check_folder_name
 from sharding.tables import TableSpec, check_tables, parameters_by_role
 from trainer.batch import Batch
 from trainer.flops import next_token_flops, training_flops
@@ -142,6 +143,7 @@ class StructureComparison:
 
     def __post_init__(self) -> None:
         """Check the parts."""
+        check_folder_name(self.name, of="comparison")
         titles = [model.title for model in self.models]
         if not titles or len(set(titles)) < len(titles):
             raise ValueError(
