@@ -32,13 +32,14 @@ def known_classes(more: Iterable[type] = ()) -> dict[str, type]:
         for found in pkgutil.iter_modules(trainer.models.__path__)
     ]
     classes = [value for module in modules for value in vars(module).values()]
-    return {
-        value.__name__: value
-        for value in [*classes, *more]
-        if isinstance(value, type)
-        and dataclasses.is_dataclass(value)
-        and value.__dataclass_params__.frozen
-    }
+    return {value.__name__: value for value in [*classes, *more] if _is_config(value)}
+
+
+def _is_config(value: Any) -> bool:
+    if not (isinstance(value, type) and dataclasses.is_dataclass(value)):
+        return False
+    settings: Any = getattr(value, "__dataclass_params__", None)
+    return bool(settings.frozen)
 
 
 def classes_of(value: Any) -> set[type]:

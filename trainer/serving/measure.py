@@ -102,7 +102,7 @@ def agreement(
     else:
         truth = _scores(reference, dataset, rows)
     labels = dataset.read(rows, dataset.schema.labels)
-    tasks = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for task in predictor.tasks:
         difference = np.abs(scores[task] - truth[task])
         y = labels[task].astype(np.float64)

@@ -296,7 +296,7 @@ def _dense(column: NDArray[Any] | Ragged, feature: Dense, place: Place) -> NDArr
 def _pooled(
     column: NDArray[Any] | Ragged, feature: Categorical | Bag, num_rows: int, place: Place
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    settings = {"cardinality": feature.cardinality, "hashed": feature.hashed}
+    settings: dict[str, Any] = {"cardinality": feature.cardinality, "hashed": feature.hashed}
     if isinstance(feature, Bag):
         bag = _ragged(column)
         ids = decode.feature_ids(bag.values, place, offsets=bag.offsets, **settings)
