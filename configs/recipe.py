@@ -20,6 +20,7 @@ from trainer.modules.hybrid_tokens import (
     ItemIdConfig,
 )
 from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
 from trainer.optim import OptimConfig
 
 ID_DIM = 32
@@ -36,7 +37,7 @@ def ranking_experiment(
     name: str,
     source: Source,
     *,
-    item: ItemIdConfig | HybridTokensConfig,
+    item: ItemConfig,
     tower: TowerConfig,
     next_token: NextTokenConfig | None = None,
     id_rows: int | None = None,
@@ -55,7 +56,7 @@ def ranking_experiment(
         name=name,
         data=source.data,
         tables=(*feature_tables(source), *item_tables(source, item, id_rows)),
-        tokenizer=source.tokens if isinstance(item, HybridTokensConfig) else None,
+        tokenizer=source.tokens if isinstance(item, TokenItemConfig) else None,
         model=RankingModelConfig(
             item=item, tower=tower, next_token=next_token, id_dropout=ID_DROPOUT
         ),
@@ -100,7 +101,7 @@ def feature_tables(source: Source) -> tuple[TableSpec, ...]:
 
 
 def item_tables(
-    source: Source, item: ItemIdConfig | HybridTokensConfig, id_rows: int | None = None
+    source: Source, item: ItemConfig, id_rows: int | None = None
 ) -> tuple[TableSpec, ...]:
     """The tables that hold what stands for an item.
 

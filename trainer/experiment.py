@@ -24,10 +24,10 @@ from trainer.modules.hybrid_tokens import (
     GEN_TOKEN,
     ITEM_ID,
     MEM_TOKEN,
-    HybridTokensConfig,
     ItemIdConfig,
 )
 from trainer.modules.next_token import ContextRoles
+from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig
 
@@ -219,7 +219,7 @@ class Experiment:
         self._check_tokens()
         self._check_keep_best()
         if self.model.next_token is not None:
-            assert isinstance(self.model.item, HybridTokensConfig)
+            assert isinstance(self.model.item, TokenItemConfig)
             num_codes = self.item_tables[GEN_TOKEN].rows // self.model.item.num_levels
             self.model.next_token.check(self.context_roles, num_codes=num_codes)
 
@@ -300,11 +300,11 @@ class Experiment:
 
     def _check_tokens(self) -> None:
         item = self.model.item
-        if not isinstance(item, HybridTokensConfig):
+        if not isinstance(item, TokenItemConfig):
             if self.tokenizer is not None:
                 raise ValueError(
                     "tokenizer is set but model.item reads item IDs, so it would have no effect; "
-                    "set tokenizer=None or use HybridTokensConfig"
+                    "set tokenizer=None or use HybridTokensConfig or ParallelTokensConfig"
                 )
             return
         if self.tokenizer is None:

@@ -28,7 +28,8 @@ from trainer.data.item_features import (
 from trainer.data.ragged import Ragged
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment, TokensConfig
-from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN, HybridTokensConfig
+from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN
+from trainer.modules.parallel_tokens import TokenItemConfig
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def item_features(
 ) -> ItemFeatures:
     """The ids that stand for each item in this experiment."""
     item = experiment.model.item
-    if not isinstance(item, HybridTokensConfig):
+    if not isinstance(item, TokenItemConfig):
         if item.rows == "managed":
             return ItemFeatures({ITEM_ID: raw_item_ids(dataset)})
         return item_id_features(

@@ -10,6 +10,7 @@ import torch
 from trainer.batch import Batch
 from trainer.distributed import Ranks
 from trainer.experiment import Experiment
+from trainer.models.tower import MeasuredTower
 from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
 from trainer.tracking import TokenUse, squared_norms
@@ -78,6 +79,7 @@ class StepMetrics:
             "train/sparse_lr": optim.sparse_lr * factor,
             "throughput/samples_per_s": count * self._experiment.train.batch_size / seconds["step"],
             **{f"step_ms/{part}": 1e3 * s / count for part, s in seconds.items()},
+            **self._tower_measures(),
             **self._table_norms(),
             **self._use.take(count),
         }
@@ -90,6 +92,12 @@ class StepMetrics:
         sums = self._over_ranks([self._parts[name] for name in names])
         scale = count * self._ranks.world_size
         return {f"train/{name}": total / scale for name, total in zip(names, sums, strict=True)}
+
+    def _tower_measures(self) -> dict[str, float]:
+        tower = self._parallel.network.tower
+        if not isinstance(tower, MeasuredTower):
+            return {}
+        return {f"tower/{name}": value for name, value in tower.measures().items()}
 
     def _table_norms(self) -> dict[str, float]:
         weights = {

@@ -17,8 +17,9 @@ from sharding.tables import TableSpec, check_tables, parameters_by_role
 from trainer.batch import Batch
 from trainer.flops import next_token_flops, training_flops
 from trainer.models.ranking_model import RankingModelConfig, RankingNetwork, check_item_features
-from trainer.modules.hybrid_tokens import GEN_TOKEN, HybridTokensConfig
+from trainer.modules.hybrid_tokens import GEN_TOKEN
 from trainer.modules.next_token import ContextRoles
+from trainer.modules.parallel_tokens import TokenItemConfig
 
 Report = dict[str, Any]
 COUNTED = """\
@@ -179,7 +180,7 @@ def compare_structure(
 
 def _entry(model: DescribedModel, shape: BatchShape) -> Report:
     item = model.model.item
-    num_levels = item.num_levels if isinstance(item, HybridTokensConfig) else 0
+    num_levels = item.num_levels if isinstance(item, TokenItemConfig) else 0
     with torch.device("meta"):
         network = RankingNetwork(
             model.model,

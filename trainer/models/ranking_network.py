@@ -21,6 +21,7 @@ from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import GEN_TOKEN, HybridTokensConfig, ItemIdConfig
 from trainer.modules.mlp import mlp
 from trainer.modules.next_token import ContextRoles, EncodedContext, NextToken, NextTokenConfig
+from trainer.modules.parallel_tokens import ParallelTokensConfig, TokenItemConfig
 from trainer.modules.target_attention import FeedbackSum, TargetAttention
 
 Precision = Literal["fp32", "bf16"]
@@ -42,7 +43,7 @@ class RankingModelConfig:
             that are gen-tokens; None for the discriminative one alone.
     """
 
-    item: ItemIdConfig | HybridTokensConfig
+    item: ItemIdConfig | HybridTokensConfig | ParallelTokensConfig
     tower: TowerConfig
     dense_bins: int = 16
     dense_dim: int = 64
@@ -336,7 +337,7 @@ def _next_token(
             "model.next_token is set, but nothing says which features are query and user; pass "
             "roles=experiment.context_roles"
         )
-    assert isinstance(model.item, HybridTokensConfig)
+    assert isinstance(model.item, TokenItemConfig)
     gen_rows = next(table.rows for table in tables if GEN_TOKEN in table.features)
     return NextToken(
         config,

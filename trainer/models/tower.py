@@ -50,3 +50,28 @@ class RegularizedTower(Protocol):
     def auxiliary_loss(self) -> Tensor:
         """Scalar of the last training forward pass, weighted; called once a step."""
         ...
+
+
+@runtime_checkable
+class MeasuredTower(Protocol):
+    """A tower that has numbers of its own to log."""
+
+    def measures(self) -> dict[str, float]:
+        """By name, of the last training forward pass; the same on every rank."""
+        ...
+
+
+@runtime_checkable
+class TowerWithTurns(Protocol):
+    """A tower of which a part and the rest of the network learn in turn, not at the same time."""
+
+    def parameters_with_turns(self) -> list[nn.Parameter]:
+        """The part."""
+        ...
+
+    def is_their_turn(self, step: int) -> bool:
+        """Whether the part learns in this step (counted from 0) and the rest of the network waits.
+
+        In all other steps the part waits.
+        """
+        ...

@@ -1,0 +1,444 @@
+"""Attention of which each query reads a few blocks of keys: MoBA, as STORE uses it (Eq. 11-12).
+
+Keys stand in N blocks of `block_size`. A query scores every block by its product with the mean of
+the block's keys, and attends to the keys of the best S blocks alone. Pairs of a query and a block
+become rows that are sorted by block, so that everything is a product of a block's rows with the
+block: what is not selected is never computed. Two ways make these products:
+
+| way | where | how |
+|---|---|---|
+| `segments` | CPUs, for blocks large enough | one product a block, of as many rows as chose it |
+| `tiles` | elsewhere | one batched product of tiles of equally many rows, each of one block |
+
+How many tiles there are depends on sizes alone (the most that any routing needs), so that no GPU
+waits for the routing; rows that fill the last tile of a block are zeros.
+
+Legend: X attentions side by side (impressions x heads), H tokens, d head dim, N blocks, B keys of
+a block, S blocks that a query selects, T tiles of R rows each, P rows in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
+
+Way = Literal["segments", "tiles"]
+
+_TILE_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_ROWS_OF_A_COPY = 2.0
+"""Bringing a block to its tile costs about as much time as so many rows of products."""
+_SEGMENT_FLOPS = 250_000
+"""A product of its own pays for the call from so many FLOPs on."""
+_CHUNK_BYTES = 1 << 21
+"""Weights that a CPU thread works on at a time, so that they stay in its caches."""
+
+
+def selected_blocks(num_tokens: int, block_size: int, sparsity: float) -> int:
+    """Blocks that a query attends to: S.
+
+    Args:
+        num_tokens: H.
+        block_size: B.
+        sparsity: share of the keys that a query does not attend to.
+
+    Raises:
+        ValueError: when tokens are no whole number of blocks, or selected keys are none.
+    """
+    if block_size < 1 or num_tokens % block_size:
+        raise ValueError(
+            f"block_size is {block_size}, expected a divisor of the number of tokens ({num_tokens})"
+        )
+    num_blocks = num_tokens // block_size
+    selected = (1 - sparsity) * num_blocks
+    if not 0 <= sparsity < 1 or abs(selected - round(selected)) > 1e-6 or round(selected) < 1:
+        choices = ", ".join(f"{n}/{num_blocks}" for n in range(num_blocks))
+        raise ValueError(
+            f"sparsity is {sparsity:g}, but a query attends to whole blocks: {num_tokens} tokens "
+            f"in blocks of {block_size} allow {choices}"
+        )
+    return round(selected)
+
+
+def num_tiles(num_tokens: int, num_blocks: int, num_selected: int, rows: int) -> int:
+    """Tiles of `rows` rows that are enough for every routing."""
+    return (num_tokens * num_selected + num_blocks * (rows - 1)) // rows
+
+
+def tile_rows(num_tokens: int, num_blocks: int, num_selected: int) -> int:
+    """Rows of a tile for which padded rows and copied blocks together cost least: R."""
+    return min(
+        _TILE_ROWS,
+        key=lambda rows: (
+            num_tiles(num_tokens, num_blocks, num_selected, rows) * (rows + _ROWS_OF_A_COPY)
+        ),
+    )
+
+
+def way_of(num_tokens: int, dim: int, *, block_size: int, num_selected: int, device: str) -> Way:
+    """How products are made; shapes on the meta device stand for a CPU."""
+    rows_of_a_block = num_tokens * num_selected * block_size // num_tokens
+    large = 2 * rows_of_a_block * block_size * dim >= _SEGMENT_FLOPS
+    return "segments" if large and device in ("cpu", "meta") else "tiles"
+
+
+def attention_flops(
+    num_tokens: int, dim: int, *, block_size: int, num_selected: int, device: str = "cpu"
+) -> int:
+    """FLOPs of one head, forward and backward, for one impression (a multiply-add as two).
+
+    `2 H N d` for routing and `12 P B d` for two products forward and four backward over P rows:
+    H S, and with tiles what fills the last of each block. Attention to all keys costs `12 H^2 d`
+    by the same products, so of that the share 1 - sparsity is left, routing and filling apart.
+    """
+    num_blocks = num_tokens // block_size
+    sizes = {"block_size": block_size, "num_selected": num_selected, "device": device}
+    rows = num_tokens * num_selected
+    if way_of(num_tokens, dim, **sizes) == "tiles":  # type: ignore[arg-type]
+        of_tile = tile_rows(num_tokens, num_blocks, num_selected)
+        rows = of_tile * num_tiles(num_tokens, num_blocks, num_selected, of_tile)
+    return 2 * num_tokens * num_blocks * dim + 12 * rows * block_size * dim
+
+
+def route(q_XHd: Tensor, k_XHd: Tensor, *, block_size: int, num_selected: int) -> Tensor:
+    """Blocks that each query attends to, (X, H, S) int64: those whose mean key it likes best.
+
+    The choice has no gradient; queries and keys learn through the attention that it leads to.
+    """
+    with torch.no_grad():
+        mean_XNd = k_XHd.unflatten(1, (-1, block_size)).mean(dim=2)
+        return torch.bmm(q_XHd, mean_XNd.transpose(1, 2)).topk(num_selected, dim=2).indices
+
+
+class _Rows(NamedTuple):
+    """Where pairs of a query and a block stand, sorted by block.
+
+    Attributes:
+        row_XHS: row of each pair among all P.
+        query_P: query of each row among X H; with tiles among X (H + 1), where the last of each
+            H + 1 is padding.
+        block_T: block of each tile among X N; without tiles the number of rows of each block.
+        tile: rows of a tile; 0 without tiles.
+    """
+
+    row_XHS: Tensor
+    query_P: Tensor
+    block_T: Tensor
+    tile: int
+
+
+def _sorted(selected_XHS: Tensor, num_blocks: int, tile: int) -> _Rows:
+    num, num_tokens, num_selected = selected_XHS.shape
+    device = selected_XHS.device
+    each_X11 = torch.arange(num, device=device).view(-1, 1, 1)
+    selected_XSH = selected_XHS.transpose(1, 2)
+    is_in_XNH = torch.zeros(num, num_blocks, num_tokens, dtype=torch.int64, device=device)
+    place_XNH = is_in_XNH.scatter_(1, selected_XSH, 1).cumsum(dim=2)
+    count_XN = place_XNH[:, :, -1].clone()
+    rows = tile or 1
+    tiles_XN = (count_XN + (rows - 1)) // rows
+    end_XN = tiles_XN.cumsum(dim=1)
+    place_XNH += ((end_XN - tiles_XN) * rows - 1).unsqueeze(2)
+    row_XSH = place_XNH.gather(1, selected_XSH)
+    num_rows = rows * num_tiles(num_tokens, num_blocks, num_selected, rows)
+    query_XP = torch.full((num, num_rows), num_tokens, dtype=torch.int64, device=device)
+    tokens_H = torch.arange(num_tokens, device=device)
+    query_XP.scatter_(1, row_XSH.flatten(1), tokens_H.repeat(num_selected).expand(num, -1))
+    query_XP += each_X11[:, 0] * (num_tokens + (tile > 0))
+    block_T = count_XN
+    if tile:
+        order_T1 = torch.arange(num_rows // tile, device=device)[:, None]
+        block_T = (order_T1 >= end_XN[:, None]).sum(dim=2).clamp_(max=num_blocks - 1)
+        block_T += each_X11[:, 0] * num_blocks
+    row_XHS = (row_XSH.transpose(1, 2) + each_X11 * num_rows).contiguous()
+    return _Rows(row_XHS, query_XP.flatten(), block_T.flatten(), tile)
+
+
+class _Products:
+    """Products of rows with the blocks that they belong to.
+
+    Args:
+        rows: sorted by block.
+        block_size: B.
+    """
+
+    def __init__(self, rows: _Rows, block_size: int) -> None:
+        self.rows = rows
+        self.block_size = block_size
+        self.sizes: Sequence[int] = ()
+        if not rows.tile:
+            num_blocks = rows.block_T.shape[0]
+            if rows.block_T.is_meta:  # how many rows each block has does not change the total
+                even, rest = divmod(rows.query_P.shape[0], num_blocks)
+                self.sizes = [even + (block < rest) for block in range(num_blocks)]
+            else:
+                self.sizes = rows.block_T.tolist()
+
+    def with_keys(self, x_Pd: Tensor, keys_XHd: Tensor) -> Tensor:
+        """Each row with each key of its block: (P, B)."""
+        if self.rows.tile:
+            return torch.bmm(self._tiles(x_Pd), self._by_tile(keys_XHd).mT).flatten(0, 1)
+        blocks = self._blocks(keys_XHd).mT.unbind()
+        return self._by_segment(x_Pd, blocks, self.block_size)
+
+    def of_values(self, weight_PB: Tensor, values_XHd: Tensor) -> Tensor:
+        """Each row's sum over its block, weighted: (P, d)."""
+        if self.rows.tile:
+            return torch.bmm(self._tiles(weight_PB), self._by_tile(values_XHd)).flatten(0, 1)
+        blocks = self._blocks(values_XHd).unbind()
+        return self._by_segment(weight_PB, blocks, values_XHd.shape[2])
+
+    def over_rows(self, weight_PB: Tensor, x_Pd: Tensor, like_XHd: Tensor) -> Tensor:
+        """Each key's sum over its block's rows, weighted: (X, H, d)."""
+        if self.rows.tile:
+            tiles_TBd = torch.bmm(self._tiles(weight_PB).mT, self._tiles(x_Pd))
+            summed = torch.zeros_like(like_XHd).view(-1, self.block_size * like_XHd.shape[2])
+            return summed.index_add_(0, self.rows.block_T, tiles_TBd.flatten(1)).view_as(like_XHd)
+        summed = torch.empty_like(like_XHd)
+        split = zip(
+            weight_PB.split(self.sizes),
+            x_Pd.split(self.sizes),
+            self._blocks(summed).unbind(),
+            strict=True,
+        )
+        for weight, x, block in split:
+            torch.mm(weight.T, x, out=block)
+        return summed
+
+    def _by_segment(self, x_PK: Tensor, blocks: Sequence[Tensor], width: int) -> Tensor:
+        out = x_PK.new_empty(x_PK.shape[0], width)
+        split = zip(x_PK.split(self.sizes), blocks, out.split(self.sizes), strict=True)
+        for part, block, into in split:
+            torch.mm(part, block, out=into)
+        return out
+
+    def _tiles(self, x_PK: Tensor) -> Tensor:
+        return x_PK.unflatten(0, (-1, self.rows.tile))
+
+    def _blocks(self, x_XHd: Tensor) -> Tensor:
+        return x_XHd.view(-1, self.block_size, x_XHd.shape[2])
+
+    def _by_tile(self, x_XHd: Tensor) -> Tensor:
+        """Each tile's block: (T, B, d)."""
+        blocks = self._blocks(x_XHd).flatten(1)
+        return _take(blocks, self.rows.block_T).unflatten(1, (self.block_size, -1))
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Attention of X queries x H tokens to their selected blocks; no gradient to the selection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, selected_XHS: Tensor, block_size: int
+    ) -> Tensor:
+        q_XHd, k_XHd, v_XHd = (one.contiguous() for one in (q_XHd, k_XHd, v_XHd))
+        num, num_tokens, dim = q_XHd.shape
+        num_selected = selected_XHS.shape[2]
+        num_blocks = num_tokens // block_size
+        way = way_of(
+            num_tokens,
+            dim,
+            block_size=block_size,
+            num_selected=num_selected,
+            device=q_XHd.device.type,
+        )
+        tile = tile_rows(num_tokens, num_blocks, num_selected) if way == "tiles" else 0
+        row_bytes = block_size * q_XHd.element_size()
+        ctx.chunk = _chunk(q_XHd, num_tokens * num_selected * row_bytes)
+        ctx.block_size, ctx.tile = block_size, tile
+        out_XHd = torch.empty_like(v_XHd)
+        saved: list[Tensor] = []
+        for start in range(0, num, ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            rows = _sorted(selected_XHS[part], num_blocks, tile)
+            out_XHd[part], *kept = _attend(q_XHd[part], k_XHd[part], v_XHd[part], rows, block_size)
+            saved += [*rows[:3], *kept]
+        ctx.save_for_backward(q_XHd, k_XHd, v_XHd, out_XHd, *saved)
+        return out_XHd
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q_XHd, k_XHd, v_XHd, out_XHd, *saved = ctx.saved_tensors
+        found = [torch.empty_like(one) for one in (q_XHd, k_XHd, v_XHd)]
+        for number, start in enumerate(range(0, q_XHd.shape[0], ctx.chunk)):
+            part = slice(start, start + ctx.chunk)
+            row, query, block, weight_PB, total_XH1 = saved[5 * number : 5 * number + 5]
+            chunks = _attend_backward(
+                gradients[0][part],
+                (q_XHd[part], k_XHd[part], v_XHd[part], out_XHd[part]),
+                (weight_PB, total_XH1),
+                _Rows(row, query, block, ctx.tile),
+                ctx.block_size,
+            )
+            for whole, chunk in zip(found, chunks, strict=True):
+                whole[part] = chunk
+        return (*found, None, None)
+
+
+def _attend(
+    q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, rows: _Rows, block_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, weights of all rows before they are divided, and their sums by query."""
+    products = _Products(rows, block_size)
+    weight_PB = products.with_keys(_by_row(q_XHd * q_XHd.shape[2] ** -0.5, rows), k_XHd)
+    # One maximum for all blocks of a query, so that its blocks' weights can be added.
+    highest_XHS = weight_PB.amax(dim=1)[rows.row_XHS]
+    weight_PB.sub_(_by_row(highest_XHS.amax(dim=2, keepdim=True), rows)).exp_()
+    total_XHS = weight_PB.sum(dim=1, dtype=_wide(q_XHd))[rows.row_XHS]
+    total_XH1 = total_XHS.sum(dim=2, keepdim=True)
+    out_XHd = _by_query(products.of_values(weight_PB, v_XHd), rows) / total_XH1
+    return out_XHd, weight_PB, total_XH1
+
+
+def _attend_backward(
+    gradient_XHd: Tensor,
+    values: tuple[Tensor, Tensor, Tensor, Tensor],
+    weights: tuple[Tensor, Tensor],
+    rows: _Rows,
+    block_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values."""
+    q_XHd, k_XHd, v_XHd, out_XHd = values
+    weight_PB, total_XH1 = weights
+    products = _Products(rows, block_size)
+    scale = q_XHd.shape[2] ** -0.5
+    gradient_XHd = (gradient_XHd / total_XH1).to(q_XHd.dtype)
+    # What the softmax takes from every score of a query.
+    mean_XH1 = (gradient_XHd * out_XHd).sum(dim=2, keepdim=True)
+    gradient_Pd = _by_row(gradient_XHd, rows)
+    of_v_XHd = products.over_rows(weight_PB, gradient_Pd, v_XHd)
+    of_score_PB = products.with_keys(gradient_Pd, v_XHd)
+    of_score_PB.sub_(_by_row(mean_XH1, rows)).mul_(weight_PB)
+    of_q_XHd = _by_query(products.of_values(of_score_PB, k_XHd), rows)
+    of_k_XHd = products.over_rows(of_score_PB, _by_row(q_XHd, rows), k_XHd)
+    return of_q_XHd.mul_(scale), of_k_XHd.mul_(scale), of_v_XHd
+
+
+def _by_row(x_XHd: Tensor, rows: _Rows) -> Tensor:
+    """Each row's query, zeros in rows that fill a tile: (X, H, d) -> (P, d)."""
+    if rows.tile:
+        x_XHd = pad(x_XHd, (0, 0, 0, 1))
+    return _take(x_XHd.flatten(0, 1), rows.query_P)
+
+
+def _by_query(x_Pd: Tensor, rows: _Rows) -> Tensor:
+    """Sums of a query's rows: (P, d) -> (X, H, d)."""
+    row = rows.row_XHS
+    return embedding_bag(row.flatten(0, 1), x_Pd, mode="sum").view(*row.shape[:2], -1)
+
+
+def _take(x_NK: Tensor, at_P: Tensor) -> Tensor:
+    """Some rows; on CPUs several times as fast as `index_select`."""
+    return x_NK.gather(0, at_P[:, None].expand(-1, x_NK.shape[1]))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _chunk(x_XHd: Tensor, weight_bytes: int) -> int:
+    """Attentions that are computed at a time: all, but on CPUs what caches hold."""
+    if x_XHd.device.type != "cpu":
+        return max(1, x_XHd.shape[0])
+    return max(1, _CHUNK_BYTES * torch.get_num_threads() // weight_bytes)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def block_attention(
+    q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, *, block_size: int, num_selected: int
+) -> Tensor:
+    """Softmax(Q K[Ind]^T / sqrt(d)) V[Ind] with the selected blocks of each query (Eq. 11).
+
+    The paper leaves the scale out, as MoBA's paper does; MoBA's code has it.
+
+    Args:
+        q_XHd: queries, fp32, fp64 or bf16; products of bf16 are rounded to bf16.
+        k_XHd: keys.
+        v_XHd: values.
+        block_size: B; divides H.
+        num_selected: S, at most H / B.
+
+    Returns:
+        (X, H, d).
+    """
+    with without_autocast(q_XHd.device.type):
+        selected_XHS = route(q_XHd, k_XHd, block_size=block_size, num_selected=num_selected)
+        out: Tensor = _BlockAttention.apply(q_XHd, k_XHd, v_XHd, selected_XHS, block_size)
+    return out
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Compute in the dtypes that tensors have; where there is no autocast, nothing to leave."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+class EfficientAttention(nn.Module):
+    """Multi-head self-attention over all keys, or over selected blocks of them (STORE Eq. 10-12).
+
+    Args:
+        dim: D.
+        num_heads: divides `dim`.
+        num_tokens: H.
+        sparsity: share of keys that a query does not attend to; 0 is vanilla attention.
+        block_size: B; None with sparsity 0, where there are no blocks.
+
+    Shape:
+        (impressions, H, D) -> (impressions, H, D).
+
+    Raises:
+        ValueError: see :func:`selected_blocks`; or a block size without sparsity, or none with it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_tokens: int,
+        sparsity: float,
+        block_size: int | None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.block_size = block_size
+        self.num_selected = check_sparsity(num_tokens, block_size, sparsity)
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x_BHD: Tensor) -> Tensor:
+        """Attend."""
+        num_rows, num_tokens, _ = x_BHD.shape
+        parts = self.query_key_value(x_BHD).view(num_rows, num_tokens, 3, self.num_heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).contiguous()
+        if self.block_size is None:
+            attended = scaled_dot_product_attention(q, k, v)
+        else:
+            attended = block_attention(
+                q.flatten(0, 1),
+                k.flatten(0, 1),
+                v.flatten(0, 1),
+                block_size=self.block_size,
+                num_selected=self.num_selected,
+            ).view_as(q)
+        mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return mixed
+
+
+def check_sparsity(num_tokens: int, block_size: int | None, sparsity: float) -> int:
+    """Blocks that a query selects; 0 where there are none.
+
+    Raises:
+        ValueError: see :class:`EfficientAttention`.
+    """
+    if (block_size is None) != (sparsity == 0):
+        raise ValueError(
+            f"sparsity is {sparsity:g} and block_size {block_size}: blocks are there to be left "
+            "out; set both, or sparsity=0 and block_size=None for vanilla attention"
+        )
+    return 0 if block_size is None else selected_blocks(num_tokens, block_size, sparsity)
