@@ -19,6 +19,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launch.named import load_named
 from launch.terminal import result_console
@@ -89,7 +90,8 @@ def export(arguments: ExportArgs, console: Console) -> dict[str, Any]:
         found |= {"machine": describe_machine(), **_measure(arguments, run, predictor)}
         console.print(agreement_table(found["agreement"]))
         console.print(latency_table(found["latency"]))
-    console.print(f"{arguments.out}: step {found['step']}, {arguments.rows} rows", soft_wrap=True)
+    done = f"{arguments.out}: step {found['step']}, {arguments.rows} rows"
+    console.print(done, soft_wrap=True, markup=False)
     if arguments.json is not None:
         write_json(arguments.json, found)
     return found
@@ -117,7 +119,7 @@ def _measure(arguments: ExportArgs, run: TrainedRun, predictor: Predictor) -> di
 def size_table(found: Mapping[str, Any]) -> Table:
     """Bytes by part, before and after."""
     before, after = found["bytes"]["checkpoint"], found["bytes"]["export"]
-    table = Table(title=f"{found['name']}, step {found['step']}: bytes")
+    table = Table(title=Text(f"{found['name']}, step {found['step']}: bytes"))
     for column in ("part", "training checkpoint", f"export, {found['rows']} rows"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in dict.fromkeys([*before, *after]):
@@ -141,7 +143,7 @@ def agreement_table(found: Mapping[str, Any]) -> Table:
     for task, values in found["tasks"].items():
         numbers = [values["auc"], values["reference_auc"], values["auc_change"]]
         table.add_row(
-            task,
+            Text(task),
             f"{values['max_difference']:.2e}",
             f"{values['mean_difference']:.2e}",
             *("-" if value is None else f"{value:.6f}" for value in numbers[:2]),

@@ -57,5 +57,5 @@ def main(args: Sequence[str]) -> None:
     console = result_console()
     for task, values in scores.items():
         mean = f"{values.mean():.4f}" if num_rows else "-"
-        console.print(f"{task}: {num_rows:,} rows, mean {mean}")
-    console.print(f"{arguments.out}", soft_wrap=True)
+        console.print(f"{task}: {num_rows:,} rows, mean {mean}", markup=False)
+    console.print(f"{arguments.out}", soft_wrap=True, markup=False)

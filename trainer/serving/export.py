@@ -24,7 +24,7 @@ from trainer.data.parts import ParquetPart, required_columns
 from trainer.data.schema import DatasetSchema, GlobalTimeSplit
 from trainer.distributed import runs_bf16_natively
 from trainer.models.ranking_network import Precision, RankingModelConfig
-from trainer.modules.hybrid_tokens import HybridTokensConfig
+from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
 from trainer.run_folder import RunFolder, package_versions
 from trainer.serving.description import ModelDescription, known_classes, restored
 from trainer.serving.folder import (
@@ -123,7 +123,7 @@ class TrainedRun:
         Raises:
             TokenArtifactError: when they are gone, or are of another vocabulary by now.
         """
-        if not isinstance(self.model.item, HybridTokensConfig):
+        if not isinstance(self.model.item, TokenItemConfig):
             return None
         tokens = TokenArtifact.load(Path(self.trained["tokenizer"]["folder"]))
         tokens.check_vocabulary(str(self.source.state.get("vocabulary")), of=str(self.source.path))
@@ -161,6 +161,12 @@ def export_run(
         ValueError: for whatever is wrong with checkpoint, tokens or log.
     """
     source = run.source
+    if type(run.model) is not RankingModelConfig or not isinstance(run.model.item, ItemConfig):
+        raise ServingError(
+            f"{source.path}: a {type(run.model).__name__} whose items are "
+            f"{type(run.model.item).__name__} can't be exported: what stands for an item must be "
+            "its ID or tokens of an artifact, not tokens that the model learns itself"
+        )
     source.verify()
     tokens = run.tokens()
     description = ModelDescription(
@@ -276,7 +282,7 @@ def _identity(run: TrainedRun) -> dict[str, Tensor]:
     for table in run.tables:
         if table.managed is not None:
             found |= _managed_map(run.source, table)
-        elif isinstance(run.model.item, HybridTokensConfig) and "item_id" in table.features:
+        elif isinstance(run.model.item, TokenItemConfig) and "item_id" in table.features:
             if table.pooling != "none":
                 continue
             dataset = run.dataset()

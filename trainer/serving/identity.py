@@ -24,14 +24,9 @@ from trainer.data.hashing import hash_buckets
 from trainer.data.id_index import IdIndex
 from trainer.data.item_features import token_rows
 from trainer.data.ragged import Ragged
-from trainer.modules.hybrid_tokens import (
-    GEN_TOKEN,
-    ITEM_ID,
-    MEM_TOKEN,
-    HybridTokensConfig,
-    ItemIdConfig,
-)
+from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN
 from trainer.modules.managed_ids import HASH_SIZE
+from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
 from trainer.serving.folder import ServingError
 
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -180,7 +175,7 @@ class TokenRows:
 
 
 def rows_of_items(
-    item: ItemIdConfig | HybridTokensConfig,
+    item: ItemConfig,
     tables: Mapping[str, TableSpec],
     tokens: TokenArtifact | None,
     arrays: Mapping[str, NDArray[Any]],
@@ -197,7 +192,7 @@ def rows_of_items(
         ServingError: when something is missing or does not fit.
     """
     found: dict[str, RowsOfItems] = {}
-    if isinstance(item, HybridTokensConfig):
+    if isinstance(item, TokenItemConfig):
         if tokens is None:
             raise ServingError("model.json: items are tokens, but the export holds none")
         if tokens.num_levels != item.num_levels:
@@ -221,7 +216,7 @@ def rows_of_items(
 
 
 def _rows_of_ids(
-    item: ItemIdConfig | HybridTokensConfig, table: TableSpec, arrays: Mapping[str, NDArray[Any]]
+    item: ItemConfig, table: TableSpec, arrays: Mapping[str, NDArray[Any]]
 ) -> RowsOfItems:
     def array(name: str) -> NDArray[np.int64]:
         values = arrays.get(f"{table.name}/{name}")
@@ -234,6 +229,6 @@ def _rows_of_ids(
 
     if table.managed is not None:
         return ManagedRows(array("hashes"), array("rows"), array("shared"), num_rows=table.rows)
-    if isinstance(item, HybridTokensConfig):
+    if isinstance(item, TokenItemConfig):
         return KeptRows(array("item_ids"), num_rows=table.rows)
     return HashedRows(table.rows) if item.rows == "hashed" else OwnRows(table.rows)
