@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from tokenization.base import Codebooks, Codes, Embeddings, SemanticTokenizer
@@ -38,6 +38,8 @@ from tokenization.tokenizers import restore
 
 FORMAT = 1
 """Raised whenever a reader of the older format would misread the folder."""
+
+_MAX_MANIFEST_BYTES = 16 << 20
 
 _FILES = ("tokens.parquet", "codebooks.safetensors", "merges.parquet", "manifest.json")
 
@@ -288,6 +290,7 @@ class TokenArtifact:
             )
         manifest = _read_manifest(folder / "manifest.json")
         try:
+            _check_counts(folder, manifest)
             artifact = cls._read(folder, manifest)
         except (pa.ArrowException, SafetensorError, KeyError, OSError) as error:
             raise TokenArtifactError(
@@ -359,10 +362,54 @@ def fingerprint_blocks(blocks: Iterable[Embeddings], shape: tuple[int, int]) -> 
     return digest.hexdigest()
 
 
+def _check_counts(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare the manifest's counts with what the files' footers say, before values are decoded.
+
+    Columns may be packed so well that a small file holds more than memory; a manifest that agrees
+    states how much it is.
+    """
+    tokens = pq.read_metadata(folder / "tokens.parquet")
+    with safe_open(folder / "codebooks.safetensors", framework="numpy") as file:
+        num_books, num_codes, dim = (*file.get_slice("codebooks").get_shape(), 0, 0)[:3]
+    values: dict[str, int] = {}
+    for group in range(tokens.num_row_groups):
+        for at in range(tokens.num_columns):
+            column = tokens.row_group(group).column(at)
+            name = column.path_in_schema.split(".")[0]
+            values[name] = values.get(name, 0) + column.num_values
+    num_items, num_levels = manifest.get("num_items"), manifest.get("num_levels")
+    found = {
+        "num_items": tokens.num_rows,
+        "num_merges": pq.read_metadata(folder / "merges.parquet").num_rows,
+        "num_codes": num_codes,
+        "embedding_dim": dim,
+    }
+    for name, count in found.items():
+        if manifest.get(name) != count:
+            raise TokenArtifactError(
+                f"the files were altered or mixed: manifest.json states {name} "
+                f"{manifest.get(name)!r}, the files have {count}"
+            )
+    if num_levels not in (num_books, num_books + 1):
+        raise TokenArtifactError(
+            f"manifest.json states num_levels {num_levels!r}, codebooks.safetensors has {num_books}"
+        )
+    # An empty list counts as one value; no combination of codes makes more than L * L of an item.
+    limits = {"codes": num_items * num_levels, "mem_tokens": num_items * num_levels**2}
+    for name, limit in limits.items():
+        if values.get(name, 0) > limit:
+            raise TokenArtifactError(
+                f"tokens.parquet, column {name}: {values[name]} values, at most {limit} for "
+                f"{num_items} items of {num_levels} levels"
+            )
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if (num_bytes := path.stat().st_size) > _MAX_MANIFEST_BYTES:
+        raise TokenArtifactError(f"{path}: {num_bytes} bytes, at most {_MAX_MANIFEST_BYTES}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise TokenArtifactError(f"{path}: expected JSON, found {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__

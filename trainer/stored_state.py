@@ -55,6 +55,8 @@ DTYPES: dict[torch.dtype, str] = {
 }
 """safetensors' names of what a checkpoint may hold."""
 
+_VALUE_BYTES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be used or written, and why."""
@@ -336,7 +338,23 @@ class StoredState:
             if any(end > size for end, size in zip(ends, shape, strict=True)):
                 raise ValueError(f"{box} lies outside of {shape}")
             chunks.append(Chunk(chunk["file"], str(chunk["key"]), box))
-        return StoredTensor(str(entry["dtype"]), shape, bool(entry["per_row"]), tuple(chunks))
+        stored = StoredTensor(str(entry["dtype"]), shape, bool(entry["per_row"]), tuple(chunks))
+        self._check_bytes(stored)
+        return stored
+
+    def _check_bytes(self, stored: StoredTensor) -> None:
+        """Compare sizes with the bytes of files, before anyone makes room for such a tensor."""
+        value_bytes = _VALUE_BYTES[stored.dtype]
+        for chunk in stored.chunks:
+            sizes = chunk.box.sizes[:1] if stored.per_row else chunk.box.sizes
+            if Box.whole(sizes).num_values * value_bytes > self.files[chunk.file]["bytes"]:
+                raise ValueError(f"{chunk.box} is larger than {chunk.file}")
+        total_bytes = sum(entry["bytes"] for entry in self.files.values())
+        sizes = stored.shape[:1] if stored.per_row else stored.shape
+        if Box.whole(sizes).num_values * value_bytes > total_bytes:
+            raise ValueError(
+                f"{len(stored.chunks)} boxes do not make up a tensor of shape {stored.shape}"
+            )
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

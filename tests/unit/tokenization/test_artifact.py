@@ -167,6 +167,44 @@ def test_a_changed_column_is_told(tmp_path):
         TokenArtifact.load(tmp_path / "tokens")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_items": 10**15}, "manifest.json states num_items 1000000000000000, the files have"),
+        ({"num_merges": None}, "manifest.json states num_merges None, the files have 50"),
+        ({"num_codes": 9}, "states num_codes 9, the files have 8"),
+        ({"embedding_dim": "4"}, "states embedding_dim '4', the files have"),
+        ({"num_levels": 1}, "states num_levels 1, codebooks.safetensors has 3"),
+    ],
+)
+def test_counts_are_compared_with_the_files_before_they_are_read(tmp_path, change, message):
+    fit().save(tmp_path / "tokens")
+    path = tmp_path / "tokens" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(TokenArtifactError, match=message):
+        TokenArtifact.load(tmp_path / "tokens")
+
+
+def test_columns_longer_than_the_counts_allow_are_not_decoded(tmp_path):
+    """A run of equal values of any length takes a few bytes of a parquet file."""
+    fit().save(tmp_path / "tokens")
+    path = tmp_path / "tokens" / "tokens.parquet"
+    table = pq.read_table(path)
+    row = table.column_names.index("mem_tokens")
+    long = pa.array([[0] * 20_000] + [[]] * (NUM_ITEMS - 1), type=pa.list_(pa.int32()))
+    pq.write_table(table.set_column(row, "mem_tokens", long), path)
+    with pytest.raises(TokenArtifactError, match=r"column mem_tokens: 20199 values, at most 1800"):
+        TokenArtifact.load(tmp_path / "tokens")
+
+
+def test_huge_manifest_is_refused_unread(tmp_path):
+    fit().save(tmp_path / "tokens")
+    with (tmp_path / "tokens" / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole: no space is taken
+    with pytest.raises(TokenArtifactError, match=r"1099511627776 bytes, at most"):
+        TokenArtifact.load(tmp_path / "tokens")
+
+
 def test_another_format(tmp_path):
     fit().save(tmp_path / "tokens")
     path = tmp_path / "tokens" / "manifest.json"
