@@ -165,6 +165,10 @@ def test_report_is_json_markdown_html_and_figures(tmp_path):
         assert "predicted step" in text
         assert all(table.name in text for table in asked.tables)
         assert all(name in text for name in figures)
+    hostile = json.loads(json.dumps(report).replace(asked.tables[0].name, "<script>alert(1)"))
+    page = to_html({**hostile, "name": "</title><script>alert(2)"}, ['"><script>x.png'])
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
     assert set(plan_files(result)) == {"4 x h100 (32 GPUs)"}
     shown = rank_rows(report["targets"][1])
     assert any(row[1] == "HBM" for row in shown)

@@ -74,7 +74,7 @@ def test_the_json_holds_what_the_report_promises(artifact):
 
 def test_page_and_picture_from_the_command_line(tmp_path):
     rng = np.random.default_rng(0)
-    titles = [f"Soap & <b>water</b> {n}" for n in range(200)]
+    titles = [f'Soap & <b>water</b>"><script>alert({n})</script>' for n in range(200)]
     table = {"item_id": range(200), "embedding": embeddings().tolist(), "title": titles}
     pq.write_table(pa.table(table), tmp_path / "items.parquet")
     log = {"user_id": rng.integers(0, 20, 2000), "item_id": rng.integers(0, 200, 2000)}
@@ -84,7 +84,8 @@ def test_page_and_picture_from_the_command_line(tmp_path):
     args += ["--out", str(tmp_path / "tokens"), "--report", str(tmp_path / "report")]
     tokenize.main([*args, "--tokenizer.num-codes", "8", "--tokenizer.num-levels", "2"])
     page = (tmp_path / "report" / "quality.html").read_text()
-    assert "Soap &amp; &lt;b&gt;water" in page
+    assert "Soap &amp; &lt;b&gt;water&lt;/b&gt;&#34;&gt;&lt;script&gt;alert(" in page
+    assert "<script" not in page
     assert "of co-click neighbours share the first code" in page
     assert "delta_s" in page
     assert (tmp_path / "report" / "quality.png").read_bytes()[:4] == b"\x89PNG"

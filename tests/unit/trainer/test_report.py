@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,35 @@ def test_report_of_baselines_alone_compares_nothing(split, tmp_path):
     assert "LightGBM has the best like AUC" in report["verdict"]["headline"]
     write_report(tmp_path, report)
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["calibration.png"]
+
+
+def test_what_data_names_is_escaped_too(tmp_path):
+    """Labels, data set, buckets and machine are named outside of this project."""
+    rng = np.random.default_rng(0)
+    bad = "<script>alert(1)</script>"
+    split = EvaluationSplit.from_ids(
+        rows=RowRange(0, ROWS),
+        labels={f"{bad}like": rng.integers(0, 2, ROWS)},
+        user_ids=rng.integers(0, 150, ROWS),
+        query_ids=rng.integers(0, 400, ROWS),
+        bucketings={f"{bad}cut": by_count(f"{bad}count", rng.integers(0, 40, ROWS), (1, 11, 31))},
+    )
+    row = model(split, "ids", "item_id", 0.5, tower=f"{bad}tower")
+    other = model(split, "tokens", "hybrid", 0.7)
+    rows = [row, replace(other, details={f"{bad}detail": f"{bad}value"})]
+    report = build_report(
+        experiment=f"{bad}experiment",
+        dataset=f"{bad}data",
+        split=split,
+        rows=rows,
+        machine={f"{bad}part": f"{bad}processor"},
+        versions={f"{bad}package": "1"},
+        num_resamples=20,
+    )
+    html = write_report(tmp_path, report).read_text(encoding="utf-8")
+    assert "<script" not in html
+    for what in ("like", "experiment", "data", "detail", "value", "processor", "package"):
+        assert f"&lt;script&gt;alert(1)&lt;/script&gt;{what}" in html, what
 
 
 def test_written_report_is_self_contained_and_escaped(split, tmp_path):
