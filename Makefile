@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: install demo test test-slow test-cluster lint types contracts doctor clean
+.PHONY: install demo test test-slow test-faults test-cluster lint types contracts doctor clean
 
 install: $(STAMP)
 
@@ -30,6 +30,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults
 
 # Jobs on a real Slurm, all of whose nodes are this machine; with root on Debian.
 SLURM := slurm-wlm munge slurmdbd mariadb-server

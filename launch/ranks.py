@@ -95,6 +95,12 @@ def run_on_ranks(
         rank, failure = error.get_first_failure()
         if all(failure.exitcode == EXIT_STOPPED for failure in error.failures.values()):
             raise StoppedError(f"rank {rank} was told to stop") from error
+        if failure.exitcode == -signal.SIGKILL:
+            raise RankFailedError(
+                f"rank {rank} was killed (SIGKILL): by the system when memory runs out (see dmesg; "
+                "take a smaller batch or more hosts), or by somebody. What was saved is whole; go "
+                "on with --resume"
+            ) from error
         message = failure.message
         if isinstance(message, dict):
             message = message.get("message", message)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from launch.evaluate import run_report
 from launch.named import load_named, name_and_options
@@ -125,6 +127,7 @@ def _train_as_rank(command: TrainCommand) -> Path:
         raise ValueError("under torchrun every rank must agree on the run folder: give --folder")
     if command.ranks != TrainCommand.ranks:
         raise ValueError(f"--ranks {command.ranks}: under torchrun, --nproc-per-node decides")
+    _end_with_parent()
     several_hosts = os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]
     if several_hosts and command.preflight:
         print_preflight(collective_timeout=collective_timeout(command.hang_seconds))
@@ -137,6 +140,14 @@ def _train_as_rank(command: TrainCommand) -> Path:
         chosen_warm_start(command),
     )
     return command.folder
+
+
+def _end_with_parent() -> None:
+    """Be told to stop when torchrun is killed, which then can't tell its ranks.
+
+    A rank that outlived it would go on writing beside the job's next start. On Linux alone.
+    """
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)
 
 
 def chosen_warm_start(command: TrainCommand) -> WarmStart | None:

@@ -98,11 +98,13 @@ def plan_on_ranks(
     try:
         return planner.collective_plan(model, sharders, group)
     except PlannerError as error:
-        needed = sum(table.num_bytes + table.num_state_bytes for table in tables)
+        sizes = {table.name: table.num_bytes + table.num_state_bytes for table in tables}
+        needed, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
         there = world_size * (hbm_bytes if compute_device == "cuda" else ddr_bytes)
         raise PlanDoesNotFitError(
             f"no sharding plan for {len(tables)} tables on {world_size} ranks: weights and "
-            f"optimizer state take {needed / 2**30:.1f} GiB, the ranks have {there / 2**30:.1f} "
-            "GiB in all, of which the planner keeps a share for the network. Use fewer rows, a "
-            "smaller dim, dtype='fp16', or more ranks."
+            f"optimizer state take {needed / 2**30:.1f} GiB (the largest, {largest!r}, "
+            f"{sizes[largest] / 2**30:.1f} GiB), the ranks have {there / 2**30:.1f} GiB in all, of "
+            "which the planner keeps a share for the network. Use fewer rows, a smaller dim, "
+            "dtype='fp16', or more ranks."
         ) from error

@@ -85,6 +85,7 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
 
     Raises:
         ValueError: when torchrun's environment is there in part only.
+        RuntimeError: when ranks can't meet where they were told to.
     """
     present = [name for name in _ENVIRONMENT if name in os.environ]
     if present and len(present) < len(_ENVIRONMENT):
@@ -104,7 +105,15 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        except dist.DistNetworkError as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RuntimeError(
+                f"ranks can't meet at {where} (MASTER_ADDR and MASTER_PORT): {error}. Where the "
+                "port is taken, choose another (--rdzv_port of the torchx components, "
+                "--master-port or --rdzv-endpoint of torchrun)"
+            ) from error
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

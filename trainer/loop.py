@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from sharding.plan_io import given_plan
+from sharding.plan_io import read_given_plan
 from trainer.checkpoint import CheckpointError
 from trainer.distributed import start_ranks
 from trainer.experiment import Experiment
@@ -56,7 +55,7 @@ def train(
         )
     planned = None
     if plan is not None:
-        planned = given_plan(json.loads(plan.read_text()), ranks.world_size)
+        planned = read_given_plan(plan, ranks.world_size)
         read_plan(planned, experiment, ranks)  # refused before anything is written
     if ranks.is_first:
         run.create(experiment)

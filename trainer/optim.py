@@ -53,12 +53,19 @@ class OptimConfig:
         if self.decay not in ("constant", "linear"):
             raise ValueError(f"optim.decay is {self.decay!r}, expected 'constant' or 'linear'")
         for field in ("dense_lr", "sparse_lr"):
-            if getattr(self, field) <= 0:
+            if not 0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"optim.{field} is {getattr(self, field)}, expected above 0")
         for field in ("max_dense_norm", "max_sparse_gradient"):
             value = getattr(self, field)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"optim.{field} is {value}, expected above 0, or None for no clip")
+        for field in ("weight_decay", "sparse_eps", "warmup_steps"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ValueError(f"optim.{field} is {getattr(self, field)}, expected at least 0")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(
+                f"optim.final_fraction is {self.final_fraction}, expected a share of 0 to 1"
+            )
 
     def factor(self, step: int, num_steps: int) -> float:
         """Share of the learning rates in force at `step` (0-based) of `num_steps`."""

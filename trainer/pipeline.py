@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -15,6 +16,7 @@ from trainer.batch import Batch
 from trainer.batch_file import save_batch
 from trainer.distributed import Ranks
 from trainer.models.ranking_model import Outputs
+from trainer.non_finite import cause_of
 from trainer.parallelize import ParallelModel
 from trainer.stop import StopNotice
 
@@ -34,6 +36,8 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         ranks: this process among all.
         bad_batch_folder: where a batch with a non-finite loss is saved, a file a rank.
         stop: this rank's notice of stop signals.
+        dense_features: names of the columns of `Batch.dense_BF`, for messages.
+        labels: names of the columns of `Batch.labels_BN`, for messages.
 
     Attributes:
         loss: of the last step, averaged over ranks.
@@ -49,9 +53,14 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         ranks: Ranks,
         bad_batch_folder: Path,
         stop: StopNotice | None = None,
+        *,
+        dense_features: Sequence[str] = (),
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__(parallel.model, parallel.optimizer, ranks.device)
+        self._parallel = parallel
         self._ranks = ranks
+        self._names = {"dense_features": dense_features, "labels": labels}
         self._bad_batch_folder = bad_batch_folder
         self._stop = stop or StopNotice()
         self.loss = float("nan")
@@ -109,13 +118,20 @@ class RankingPipeline(TrainPipelineSparseDist[Batch, Outputs]):
         self.seconds["backward"] += time.perf_counter() - start
 
     def _stop_at_bad_batch(self, own_loss: float) -> None:
-        self._bad_batch_folder.mkdir(parents=True, exist_ok=True)
         path = self._bad_batch_folder / f"rank_{self._ranks.rank}.safetensors"
         bad_batch = self.batches[0]
         assert bad_batch is not None
-        save_batch(bad_batch, path)
+        try:
+            self._bad_batch_folder.mkdir(parents=True, exist_ok=True)
+            save_batch(bad_batch, path)
+            where = f"The batch is in {path}"
+        except (OSError, SafetensorError) as error:  # the others wait for what comes next
+            where = f"The batch could not be saved to {path} ({error})"
+        self.detach()
+        cause = cause_of(self._parallel, bad_batch, self._ranks, **self._names)
         raise NonFiniteLossError(
             f"loss is {self.loss} over all ranks ({own_loss} on rank {self._ranks.rank}); stopped "
-            f"before the backward pass, so no weight has changed. The batch is in {path}; lower "
-            "optim.dense_lr or optim.sparse_lr, or look for extreme values in its dense features."
+            f"before the backward pass, so no weight has changed. {cause}. {where}; mend or drop "
+            "such rows, or go on from an earlier checkpoint with a lower optim.dense_lr or "
+            "optim.sparse_lr (lower optim.max_dense_norm where it happens again)."
         )

@@ -122,6 +122,8 @@ class Trainer:
             self.ranks,
             self.run_folder.path / "non_finite_batch",
             self.stop_notice,
+            dense_features=[feature.name for feature in self.dataset.schema.dense_features],
+            labels=self.dataset.schema.labels,
         )
         self.parallel.model.train()
         with closing(self.writer), self._tracker() as tracker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.distributed.types import ShardingPlan
 
-from sharding.plan_io import plan_from_json
+from sharding.plan_io import plan_from_json, read_given_plan
 from trainer.data.schema import DatasetSchema
 from trainer.distributed import Ranks, runs_bf16_natively
 from trainer.experiment import Experiment
@@ -101,10 +100,10 @@ def _given_plan(path: Path, experiment: Experiment, ranks: Ranks) -> ShardingPla
     """The plan that the run was started with, where it was and is for as many ranks."""
     if not path.exists():
         return None
-    values = json.loads(path.read_text())
-    if values["num_ranks"] != ranks.world_size:
+    values = read_given_plan(path, ranks.world_size)
+    if values.get("num_ranks", ranks.world_size) != ranks.world_size:
         logger.warning(
-            "the run was started with a plan for %d ranks and goes on with %d: planned anew; give "
+            "the run was started with a plan for %s ranks and goes on with %d: planned anew; give "
             "--plan to choose",
             values["num_ranks"],
             ranks.world_size,

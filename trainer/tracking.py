@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +27,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.modules.hybrid_tokens import GEN_TOKEN
 
+logger = logging.getLogger(__name__)
+
 
 class Tracker:
     """Writes metrics to `metrics.jsonl` and TensorBoard, and shows progress in the terminal.
@@ -44,6 +48,7 @@ class Tracker:
         self, metrics: Path, tensorboard: Path, *, num_steps: int, step: int, title: str
     ) -> None:
         _drop_steps_after(metrics, step)
+        self._path = metrics
         self._file = metrics.open("a")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
         self._progress = Progress(
@@ -70,8 +75,11 @@ class Tracker:
     ) -> None:
         """Close files and bar."""
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._board):
+            try:
+                file.close()
+            except OSError as failure:  # a full disk; whoever logs has said so
+                logger.warning("%s: not closed properly (%s)", self._path.parent, failure)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -84,12 +92,23 @@ class Tracker:
             step: steps trained.
             samples: impressions trained on.
             values: tag -> number, for instance `train/loss`.
+
+        Raises:
+            OSError: when they can't be written, for instance on a full disk.
         """
         line = {"step": step, "samples": samples, "time": time.time(), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for tag, value in values.items():
+                self._board.add_scalar(tag, value, step)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"metrics of step {step} can't be written ({error.strerror}); checkpoints are as "
+                "they were. Free space or mend the cause, then go on with --resume",
+                str(self._path),
+            ) from error
         shown = [
             f"{label} {values[tag]:{form}}"
             for tag, label, form in (
@@ -146,4 +165,9 @@ def _drop_steps_after(metrics: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             break  # a line cut short by a kill
-    metrics.write_text("".join(line + "\n" for line in kept))
+    unfinished = metrics.with_name(f".{metrics.name}.tmp")
+    try:
+        unfinished.write_text("".join(line + "\n" for line in kept))
+        os.replace(unfinished, metrics)  # killed meanwhile, or on a full disk, none is lost
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -97,6 +97,7 @@ def test_slots_that_matter_are_there_and_differ_from_zero(saved):
     assert float(stored.whole("network/heads.0.0.weight/state/step")) == STEPS
 
 
+@pytest.mark.faults
 def test_failed_save_keeps_earlier_checkpoints_and_is_told_on_every_rank(tmp_path):
     run_ranks(workers.fill_the_disk, 2, CASES[2], tmp_path)
     first, third = "step_0000000001", "step_0000000003"
@@ -158,6 +159,7 @@ def test_what_training_does_meanwhile_is_not_in_the_checkpoint(little_memory):
             assert torch.equal(changed[key], value + more if is_weight else value), key
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -187,6 +189,7 @@ def test_damaged_checkpoint_is_refused_by_every_rank_and_changes_nothing(
         assert re.search(message, said)
 
 
+@pytest.mark.faults
 def test_killed_at_any_moment_a_save_leaves_the_old_checkpoint_or_the_new_one(tmp_path):
     seed = random.SystemRandom().randrange(1000)
     print(f"seed {seed}")

@@ -40,6 +40,7 @@ def agent(folder, port, workspace):
     )
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_the_node_that_is_left_finishes_the_run(workspace):
     folder = workspace / "runs" / "elastic"

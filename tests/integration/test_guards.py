@@ -56,6 +56,7 @@ def test_ranks_agree_on_the_step_and_save(stopped):
     assert f"step_{step:010d}" in saved
 
 
+@pytest.mark.faults
 def test_what_was_stopped_ends_like_what_was_not(stopped):
     predictions = [
         (stopped / run / "predictions_test.parquet").read_bytes() for run in ("whole", "stopped")
@@ -63,6 +64,7 @@ def test_what_was_stopped_ends_like_what_was_not(stopped):
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("worker", "message"),
     [
@@ -83,6 +85,7 @@ def test_watchdog_names_the_rank_and_leaves_the_stacks(smoke, tmp_path, worker, 
     assert "most recent call first" in log
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_watchdog_tells_when_the_rank_that_holds_the_store_is_frozen(smoke, tmp_path):
     experiment = replace(smoke, train=replace(smoke.train, checkpoint_every=None))

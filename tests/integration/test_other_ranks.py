@@ -74,6 +74,7 @@ def test_each_save_tells_what_it_costs(run):
         assert 0 < one["checkpoint/seconds_stalled"] < 60
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("world_size", "sharding_type", "fsdp_min_parameters"),
     [(1, "table_wise", 1), (2, "column_wise", 10**9), (4, "row_wise", 1)],
@@ -95,6 +96,7 @@ def test_scores_are_the_same_on_other_ranks_and_plans(
         assert abs(auc(truth, after[task]) - auc(truth, scores)) <= 1e-6
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("world_size", "sharding_type"),
     [(1, "data_parallel"), pytest.param(4, "row_wise", marks=pytest.mark.slow)],
@@ -119,6 +121,7 @@ def test_training_goes_on_with_other_ranks_and_plans(
     assert "seeded anew" in log
 
 
+@pytest.mark.faults
 def test_a_plan_for_other_ranks_is_replaced_and_one_that_is_given_now_is_not(
     run, experiment, tmp_path
 ):
@@ -136,6 +139,7 @@ def test_a_plan_for_other_ranks_is_replaced_and_one_that_is_given_now_is_not(
         run_ranks(train_whole, 1, experiment, tmp_path / "new", given)
 
 
+@pytest.mark.faults
 def test_full_disk_ends_the_run_at_the_next_step_and_keeps_the_checkpoint_before(
     experiment, tmp_path
 ):

@@ -139,6 +139,7 @@ def test_one_rank_resumes_bit_for_bit(on_one_rank):
     assert_each_step_once(runs / "stopped")
 
 
+@pytest.mark.faults
 def test_killed_rank_resumes_bit_for_bit_and_half_a_checkpoint_is_ignored(
     smoke, on_two_ranks, tmp_path
 ):
