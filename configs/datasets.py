@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenization.mem_tokens import MemTokens
+from tokenization.opmq import OPMQ
 from tokenization.rq_kmeans import RQKMeans
-from trainer.data.movielens import SCHEMA_1M, SCHEMA_100K
+from trainer.data.avazu import NUM_SITES, SCHEMA_AVAZU
+from trainer.data.criteo import NUM_ITEMS, SCHEMA_CRITEO
+from trainer.data.movielens import COLLM_SPLIT, SCHEMA_1M, SCHEMA_1M_COLLM, SCHEMA_100K
 from trainer.data.synthetic_config import SyntheticConfig, high_churn, low_churn, schema
 from trainer.experiment import DataConfig, TokensConfig, TrainConfig
 
@@ -66,6 +69,68 @@ def movielens1m() -> Source:
         num_items=3706,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=65),
+    )
+
+
+def movielens1m_collm() -> Source:
+    """CoLLM's split of MovieLens-1M: 33,891 rows to train on, so few and small steps."""
+    folder = Path("data/movielens1m_collm")
+    return Source(
+        data=DataConfig(
+            folder=folder, schema=SCHEMA_1M_COLLM, split=COLLM_SPLIT, shuffle_rows=65_536
+        ),
+        tokens=TokensConfig(
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=RQKMeans(num_levels=4, num_codes=48),
+            mem=MemTokens(num_merges=1500),
+        ),
+        num_items=3255,
+        residual_ids=("user_id",),
+        train=TrainConfig(batch_size=512, num_epochs=1),
+        warmup_steps=10,
+    )
+
+
+def avazu() -> Source:
+    """Avazu's public file; tokens of (3, 16), as STORE has them on this log.
+
+    Sites come without texts: what tokens are fitted on is made beforehand, by `farewell embed
+    --items data/avazu/items.parquet --sasrec-log data/avazu/interactions --out
+    data/avazu/item_embeddings.parquet` (of impressions, not clicks: nearly all sites have some).
+    """
+    folder = Path("data/avazu")
+    return Source(
+        data=DataConfig(folder=folder, schema=SCHEMA_AVAZU),
+        tokens=TokensConfig(
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=OPMQ(num_levels=3, num_codes=16),
+            mem=MemTokens(num_merges=0),
+        ),
+        num_items=NUM_SITES,
+        residual_ids=("device_id", "device_ip"),
+        train=TrainConfig(batch_size=4096, num_epochs=1),
+    )
+
+
+def criteo() -> Source:
+    """Criteo's public file. It has no users, so nothing to fit tokens of its "items" on.
+
+    Item-ID models alone are of use; the tokens are those of `avazu`, for an embedding file that
+    you bring.
+    """
+    folder = Path("data/criteo")
+    return replace(
+        avazu(),
+        data=DataConfig(folder=folder, schema=SCHEMA_CRITEO),
+        tokens=replace(
+            avazu().tokens,
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+        ),
+        num_items=NUM_ITEMS,
+        residual_ids=(),
     )
 
 

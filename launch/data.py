@@ -5,12 +5,15 @@ Run::
     farewell data movielens1m
     farewell data movielens100k --folder data/small
     farewell data smoke
+    farewell data movielens1m-collm
     farewell data synthetic --num-rows 20000000 --churn 0.01
+    farewell data avazu --source train.gz
+    farewell data criteo --source train.txt
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs.datasets import SMOKE
-from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, MovieLensSource, write_movielens
+from trainer.data.avazu import write_avazu
+from trainer.data.criteo import write_criteo
+from trainer.data.movielens import (
+    MOVIELENS_1M,
+    MOVIELENS_1M_COLLM,
+    MOVIELENS_100K,
+    MovieLensSource,
+    write_movielens,
+)
 from trainer.data.synthetic import write_synthetic
 from trainer.data.synthetic_config import SyntheticConfig, high_churn
 from trainer.data.writer import Manifest
@@ -49,6 +60,43 @@ def movielens100k(folder: Path = Path("data/movielens100k")) -> None:
         folder: Where the data set is written; an older one there is replaced.
     """
     _movielens(MOVIELENS_100K, folder)
+
+
+def movielens1m_collm(folder: Path = Path("data/movielens1m_collm")) -> None:
+    """Fetch MovieLens-1M and keep CoLLM's train, validation and test: 51,623 ratings.
+
+    Example: farewell data movielens1m-collm --folder data/movielens1m_collm
+
+    Args:
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    _movielens(MOVIELENS_1M_COLLM, folder)
+
+
+def avazu(source: Path, folder: Path = Path("data/avazu"), max_rows: int | None = None) -> None:
+    """Turn Avazu's file (kaggle.com/c/avazu-ctr-prediction) into a data set: 40,428,967 rows.
+
+    Example: farewell data avazu --source train.gz --max-rows 9000000
+
+    Args:
+        source: The competition's train.gz, or what it unpacks to.
+        folder: Where the data set is written; an older one there is replaced.
+        max_rows: The first rows of the file alone.
+    """
+    _published(write_avazu, source, folder, max_rows)
+
+
+def criteo(source: Path, folder: Path = Path("data/criteo"), max_rows: int | None = None) -> None:
+    """Turn Criteo's file (display advertising challenge) into a data set: 45,840,617 rows.
+
+    Example: farewell data criteo --source train.txt
+
+    Args:
+        source: The challenge's train.txt; .gz is read as well.
+        folder: Where the data set is written; an older one there is replaced.
+        max_rows: The first rows of the file alone.
+    """
+    _published(write_criteo, source, folder, max_rows)
 
 
 def synthetic(
@@ -82,9 +130,12 @@ def main(args: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(
         {
             "movielens1m": movielens1m,
+            "movielens1m-collm": movielens1m_collm,
             "movielens100k": movielens100k,
             "synthetic": synthetic,
             "smoke": smoke,
+            "avazu": avazu,
+            "criteo": criteo,
         },
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
@@ -112,6 +163,21 @@ def _synthetic(config: SyntheticConfig, folder: Path) -> None:
             progress.update(task, completed=done, total=total)
 
         manifest = write_synthetic(config, folder, progress=advance)
+    _summary(manifest, folder)
+
+
+def _published(
+    write: Callable[..., Manifest], source: Path, folder: Path, max_rows: int | None
+) -> None:
+    """Write the folder of a file that its publisher hands out."""
+    with _progress() as progress:
+        task = progress.add_task(f"{source.name}: counting values", total=None)
+
+        def advance(done: int, total: int) -> None:
+            description = f"{source.name}: writing"
+            progress.update(task, description=description, completed=done, total=total)
+
+        manifest = write(source, folder, max_rows=max_rows, progress=advance)
     _summary(manifest, folder)
 
 

@@ -7,11 +7,16 @@ Ids are made dense: `item_id` is the film's place among the rated films in the o
 source's item file, `user_id` the place in the user file. Films that nobody rated (177 of 3,883
 in MovieLens-1M, none in 100K) are left out. Neither source tells when a film entered the site, so
 `created_at` is the time of its first rating.
+
+`MOVIELENS_1M_COLLM` is the part of MovieLens-1M that CoLLM (Zhang et al., 2023) and its successors
+publish AUCs on: twenty months, cut into train, validation and test by time. Nothing before it is
+read, so users, films, histories and counts begin there too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +33,21 @@ from trainer.data.movielens_files import (
     MovieLensFiles,
 )
 from trainer.data.pypi_source import PinnedWheel, wheel_members
-from trainer.data.schema import Bag, Categorical, DatasetSchema, Dense, ItemSequence
+from trainer.data.schema import (
+    Bag,
+    Categorical,
+    DatasetSchema,
+    Dense,
+    GlobalTimeSplit,
+    ItemSequence,
+)
 from trainer.data.writer import DatasetWriter, Manifest, Progress
 
 CHUNK_ROWS = 65_536
 MAX_HISTORY = 50
 
 
-def _schema(name: str, num_users: int) -> DatasetSchema:
+def _schema(name: str, num_users: int, labels: tuple[str, ...] = ("like", "love")) -> DatasetSchema:
     return DatasetSchema(
         name=name,
         features=(
@@ -61,7 +73,7 @@ def _schema(name: str, num_users: int) -> DatasetSchema:
             Dense(name="user_genre_count", entity="cross", transform="log1p"),
             Dense(name="user_genre_mean", entity="cross"),
         ),
-        labels=("like", "love"),
+        labels=labels,
         histories=(
             ItemSequence(name="history", max_length=MAX_HISTORY),
             ItemSequence(name="history_rest", max_length=MAX_HISTORY),
@@ -71,6 +83,32 @@ def _schema(name: str, num_users: int) -> DatasetSchema:
 
 SCHEMA_1M = _schema("movielens1m", 6_040)
 SCHEMA_100K = _schema("movielens100k", 943)
+SCHEMA_1M_COLLM = _schema("movielens1m_collm", 838, labels=("like",))
+"""`like` alone: CoLLM's label is a rating above 3."""
+
+COLLM_ROWS = (33_891, 10_401, 7_331)
+"""Train, validation and test of CoLLM's split."""
+
+
+def _seconds(time: str) -> int:
+    return int(datetime.fromisoformat(f"{time}+00:00").timestamp())
+
+
+COLLM_WINDOWS = tuple(
+    (_seconds(first), _seconds(last))
+    for first, last in (
+        ("2001-06-01 00:41:48", "2002-03-31 22:55:47"),
+        ("2002-04-01 00:29:57", "2002-08-31 23:43:05"),
+        ("2002-09-01 00:14:13", "2003-01-31 17:23:06"),
+    )
+)
+"""First and last rating of each part, in seconds (UTC)."""
+
+# Half a row more, so that rounding can't take one away.
+COLLM_SPLIT = GlobalTimeSplit(
+    train=(COLLM_ROWS[0] + 0.5) / sum(COLLM_ROWS), valid=COLLM_ROWS[1] / sum(COLLM_ROWS)
+)
+"""The fractions that cut the folder between CoLLM's windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +119,13 @@ class MovieLensSource:
         schema: of the folder that is written.
         wheel: carries the files.
         stem: the files are `<stem>.inter`, `<stem>.item` and `<stem>.user`.
+        windows: ratings of these times alone, see `MovieLensFiles.within`; empty for all.
     """
 
     schema: DatasetSchema
     wheel: PinnedWheel
     stem: str
+    windows: tuple[tuple[int, int], ...] = ()
 
 
 MOVIELENS_1M = MovieLensSource(
@@ -98,6 +138,7 @@ MOVIELENS_1M = MovieLensSource(
     ),
     stem="ml-1m",
 )
+MOVIELENS_1M_COLLM = replace(MOVIELENS_1M, schema=SCHEMA_1M_COLLM, windows=COLLM_WINDOWS)
 MOVIELENS_100K = MovieLensSource(
     schema=SCHEMA_100K,
     wheel=PinnedWheel(
@@ -120,7 +161,7 @@ def write_movielens(
     are UTC, Monday is 0. Causal features count `like` as positive.
 
     Args:
-        source: `MOVIELENS_1M` or `MOVIELENS_100K`.
+        source: `MOVIELENS_1M`, `MOVIELENS_1M_COLLM` or `MOVIELENS_100K`.
         folder: target folder.
         progress: told about rows written.
 
@@ -129,6 +170,8 @@ def write_movielens(
         ValueError: when the files do not fit each other.
     """
     files = MovieLensFiles.read(wheel_members(source.wheel), source.stem)
+    if source.windows:
+        files = files.within(source.windows)
     users, items = files.users, files.items
     timestamps, stars = files.timestamps, files.stars
     causal = CausalFeatures(

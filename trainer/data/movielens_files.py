@@ -6,6 +6,7 @@ and users by `1m_<number>`, 100K uses numbers. Both become places in the item an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,41 @@ class MovieLensFiles:
             user_table=_user_table(people),
             genres=genres,
         )
+
+    def within(self, windows: Sequence[tuple[int, int]]) -> MovieLensFiles:
+        """The ratings of some times alone, as if there were no others.
+
+        Users and films without a rating there are left out, and places count those that remain.
+
+        Args:
+            windows: first and last second of each, both included.
+        """
+        kept = np.zeros(len(self.timestamps), np.bool_)
+        for first, last in windows:
+            kept |= (self.timestamps >= first) & (self.timestamps <= last)
+        seen, users = np.unique(self.users[kept], return_inverse=True)
+        rated, first_row, items = np.unique(
+            self.items[kept], return_index=True, return_inverse=True
+        )
+        timestamps = self.timestamps[kept]
+        return MovieLensFiles(
+            users=users,
+            items=items,
+            timestamps=timestamps,
+            stars=self.stars[kept],
+            item_table=_with_columns(
+                self.item_table.take(rated),
+                {"item_id": np.arange(len(rated)), "created_at": timestamps[first_row]},
+            ),
+            user_table=_with_columns(self.user_table.take(seen), {"user_id": np.arange(len(seen))}),
+            genres=self.genres.gather(rated),
+        )
+
+
+def _with_columns(table: pa.Table, columns: dict[str, NDArray[np.int64]]) -> pa.Table:
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    return table
 
 
 def _genres(films: Columns) -> Ragged:

@@ -28,7 +28,7 @@ def test_the_smoke_log_is_the_one_that_smoke_experiments_read(tmp_path, monkeypa
     assert "20,000" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["movielens1m", "movielens100k"])
+@pytest.mark.parametrize("verb", ["movielens1m", "movielens1m-collm", "movielens100k"])
 def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, monkeypatch):
     asked = []
 
@@ -54,14 +54,28 @@ def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, mo
     data.main([verb, "--folder", str(tmp_path / "here")])
     [(source, folder)] = asked
     assert isinstance(source.schema, DatasetSchema)
-    assert source.schema.name == verb
+    assert source.schema.name == verb.replace("-", "_")
     assert folder == tmp_path / "here"
     printed = capsys.readouterr().out
     assert "1970-01-01 to 1970-01-02" in printed
     assert "25 (25.0%)" in printed
 
 
-@pytest.mark.parametrize("args", [[], ["movielens1m"], ["movielens100k"], ["synthetic"]])
+VERBS = ["movielens1m", "movielens1m-collm", "movielens100k", "synthetic", "avazu", "criteo"]
+
+
+def test_published_files_are_written_from_where_they_lie(tmp_path, capsys):
+    row = ["1", *["2"] * 13, *["0000000a"] * 26]
+    (tmp_path / "train.txt").write_text(("\t".join(row) + "\n") * 5)
+    source, folder = tmp_path / "train.txt", tmp_path / "log"
+    data.main(["criteo", "--source", str(source), "--folder", str(folder), "--max-rows", "3"])
+    assert json.loads((folder / "manifest.json").read_text())["num_rows"] == 3
+    assert "click positives" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="expected Avazu's train"):
+        data.main(["avazu", "--source", str(source), "--folder", str(folder)])
+
+
+@pytest.mark.parametrize("args", [[], *([verb] for verb in VERBS)])
 def test_help_shows_an_example(args, capsys):
     with pytest.raises(SystemExit) as stop:
         data.main([*args, "--help"])

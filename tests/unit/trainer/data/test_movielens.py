@@ -6,9 +6,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.data.dataset import Dataset
-from trainer.data.movielens import MOVIELENS_1M, MOVIELENS_100K, write_movielens
+from trainer.data.movielens import (
+    COLLM_ROWS,
+    COLLM_SPLIT,
+    COLLM_WINDOWS,
+    MOVIELENS_1M,
+    MOVIELENS_1M_COLLM,
+    MOVIELENS_100K,
+    write_movielens,
+)
 from trainer.data.movielens_files import GENRES, MovieLensFiles
 from trainer.data.pypi_source import wheel_members
+from trainer.data.schema import RowRange
 
 FILES = {
     "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n"
@@ -76,6 +85,21 @@ def test_small_files_are_read_with_dense_ids_in_time_order(folder):
             "source_id": "b",
         },
     ]
+
+
+def test_a_window_leaves_no_trace_of_ratings_outside(folder):
+    files = MovieLensFiles.read(folder, "toy").within([(150, 250)])
+    assert files.users.tolist() == [1, 0]
+    assert files.items.tolist() == [1, 0]
+    assert files.timestamps.tolist() == [200, 200]
+    assert files.stars.tolist() == [5, 4]
+    assert files.item_table["created_at"].to_pylist() == [200, 200]
+    files = MovieLensFiles.read(folder, "toy").within([(0, 100), (300, 400)])
+    assert files.items.tolist() == files.users.tolist() == [0]
+    assert files.item_table.to_pylist()[0]["source_id"] == "Heat (1995)"
+    assert files.item_table.to_pylist()[0]["item_id"] == 0
+    assert files.user_table.to_pylist()[0]["source_id"] == "a"
+    assert files.genres.values.tolist() == [GENRES.index("Action"), GENRES.index("Film-Noir")]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +188,23 @@ def test_movielens1m_is_complete(tmp_path):
     assert (manifest.num_rows, manifest.num_users, manifest.num_items) == (1_000_209, 6_040, 3_706)
     assert manifest.positives["like"] / manifest.num_rows == pytest.approx(0.575, abs=1e-3)
     Dataset.open(tmp_path / "movielens1m", MOVIELENS_1M.schema).validate()
+
+
+@pytest.mark.slow
+def test_collms_split_has_its_published_rows_and_nothing_from_before(tmp_path):
+    folder = tmp_path / "collm"
+    manifest = write_movielens(MOVIELENS_1M_COLLM, folder)
+    assert (manifest.num_users, manifest.num_items) == (838, 3_255)
+    dataset = Dataset.open(folder, MOVIELENS_1M_COLLM.schema)
+    dataset.validate()
+    parts = dataset.split(COLLM_SPLIT)
+    assert tuple(map(len, (parts.train, parts.valid, parts.test))) == COLLM_ROWS
+    assert COLLM_ROWS == (33_891, 10_401, 7_331)
+    for part, (first, last) in zip(
+        (parts.train, parts.valid, parts.test), COLLM_WINDOWS, strict=True
+    ):
+        found = dataset.read(part, ["timestamp", "rating", "like"])
+        assert (found["timestamp"].min(), found["timestamp"].max()) == (first, last)
+        assert np.array_equal(found["like"], found["rating"] > 3)
+    start = dataset.read(RowRange(0, 1), ["user_count", "item_count"])
+    assert start["user_count"] == start["item_count"] == 0
