@@ -33,7 +33,7 @@ def fit_kmeans(
     """
     return fit_centroids(
         PointsInMemory(points),
-        Share(0, len(points), len(points)),
+        Share(0, len(points), len(points), is_alone=True),
         num_codes=num_codes,
         num_iterations=num_iterations,
         seed=seed,

@@ -27,11 +27,13 @@ class Share:
         start: index of this process's first row among all.
         num_rows: rows here.
         total: rows of all processes.
+        is_alone: other processes have no part in it, even where there are some.
     """
 
     start: int
     num_rows: int
     total: int
+    is_alone: bool = False
 
     @classmethod
     def of(cls, num_rows: int) -> Share:
@@ -46,7 +48,7 @@ class Share:
 
     def add(self, array: NDArray[Any]) -> None:
         """Sum an array over all processes, in place."""
-        if dist.is_initialized():
+        if dist.is_initialized() and not self.is_alone:
             dist.all_reduce(torch.from_numpy(array))
 
     def local(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
