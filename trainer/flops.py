@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.models.ranking_model import RankingModelConfig, RankingNetwork
+from trainer.models.dig import DigNetwork, Request
+from trainer.models.ranking_model import RankingModelConfig
 from trainer.modules.next_token import ContextRoles
+from trainer.modules.target_attention import Past
 
 
 def training_flops(
@@ -41,14 +44,15 @@ def training_flops(
     meta = torch.device("meta")
     dims = {feature: table.dim for table in tables for feature in table.features}
     with meta:
-        network = RankingNetwork(
-            config,
+        network = config.build_network(
             tables=tables,
             num_dense=batch.dense_BF.shape[1],
             num_tasks=num_tasks,
             num_histories=num_histories,
             roles=roles,
         )
+        if isinstance(network, DigNetwork):
+            return _dig_flops(network, batch)
         pooled = KeyedTensor(
             keys=network.pooled_features,
             length_per_key=[dims[feature] for feature in network.pooled_features],
@@ -77,6 +81,44 @@ def training_flops(
     with FlopCounterMode(display=False) as counter:
         found = network(shapes, pooled, items, positive_P)
         (found.logits_BN.sum() + sum(found.losses.values())).backward()
+    return counter.get_total_flops()
+
+
+def _dig_flops(network: DigNetwork, batch: Batch) -> int:
+    """The same of DIG, whose shapes follow from values: counted part by part, on the meta device.
+
+    Looks at the whole catalogue (`track_every`) are apart.
+    """
+    config, item = network.config, network.config.item
+    num_rows, num_items = batch.batch_size, batch.items.stride()
+    negatives = config.num_negatives if config.recall_weight else 0
+    groups = (2 + negatives if negatives else 1) if config.recall_weight else 0
+    longest = int(batch.history_offsets.diff().max())
+
+    def given(*shape: int) -> Tensor:
+        return torch.empty(*shape, requires_grad=True)
+
+    x_XFD = given(num_items + num_rows * negatives, len(item.field_names), item.dim)
+    user_BE = given(num_rows, network.user_dim)
+    num_targets = 1 + groups * item.num_levels
+    target_BSD = given(num_rows, num_targets, item.dim)
+    with FlopCounterMode(display=False) as counter:
+        for block in network.encoder.blocks:
+            x_XFD = block(x_XFD)
+        e_XD = network.encoder.project(x_XFD).flatten(1)
+        of_history = [network.history_value, network.attention.key, network.attention.value]
+        total = sum(layer(e_XD[:num_items]).sum() for layer in of_history)
+        past = Past(
+            given(num_rows, longest, item.dim),
+            given(num_rows, longest, item.dim),
+            torch.ones(num_rows, longest, dtype=torch.bool),
+        )
+        cross_BSC = given(num_rows, num_targets, network.cross_dim)
+        total = total + network.mix(Request(user_BE, past), target_BSD, cross_BSC).sum()
+        if groups:
+            prefix_BLD = given(num_rows, item.num_levels, item.dim)
+            total = total + network.predictor(user_BE, prefix_BLD).sum()
+        total.backward()
     return counter.get_total_flops()
 
 

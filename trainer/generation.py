@@ -107,11 +107,33 @@ class TupleTrie:
         mask[at_beam, self._code[level][child]] = True
         return mask.view(*node_RW.shape, self.num_codes)
 
+    def children(self, level: int, node_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The prefixes that go on from each of M nodes of the level before, all side by side.
+
+        Args:
+            level: of the codes that follow; before level 0 there is one node, 0.
+            node_M: int64.
+
+        Returns:
+            For each child, int64: which of the M nodes it is of, its code, its own node.
+        """
+        first, last = self._first_child[level][node_M], self._first_child[level][node_M + 1]
+        number = last - first
+        of = torch.repeat_interleave(torch.arange(len(node_M), device=node_M.device), number)
+        start = number.cumsum(0) - number
+        child = torch.arange(len(of), device=node_M.device) + (first - start)[of]
+        return of, self._code[level][child], child
+
     def child(self, level: int, node_RW: Tensor, code_RW: Tensor) -> Tensor:
         """The node that each node goes to with a code of `level`; any node where there is none."""
         key = node_RW * self.num_codes + code_RW
         found = torch.searchsorted(self._key[level], key)
         return found.clamp_max(self.num_nodes[level] - 1)
+
+    def find(self, level: int, node_RW: Tensor, code_RW: Tensor) -> tuple[Tensor, Tensor]:
+        """`child`, and whether there is such a child, bool (R, W)."""
+        found = self.child(level, node_RW, code_RW)
+        return found, self._key[level][found] == node_RW * self.num_codes + code_RW
 
 
 @torch.no_grad()

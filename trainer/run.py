@@ -30,6 +30,7 @@ from trainer.run_cost import Clock, peak_memory_bytes, run_cost
 from trainer.run_folder import RunFolder, write_json
 from trainer.run_inputs import (
     FLOPS_BATCH,
+    catalogue,
     item_features,
     last_batch,
     load_tokens,
@@ -165,6 +166,7 @@ class Trainer:
             sample_SF=sample_dense(self.dataset, self.item_features, self.splits.train),
             num_steps=self.num_steps,
             given_plan=self.run_folder.given_plan,
+            catalogue=catalogue(self.experiment, self.dataset),
         )
 
     def load(self, path: Path) -> dict[str, Any]:

@@ -27,9 +27,13 @@ from trainer.data.item_features import (
 )
 from trainer.data.ragged import Ragged
 from trainer.data.schema import RowRange
+from trainer.data.static_features import read_static_features
 from trainer.experiment import Experiment, TokensConfig
 from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN
+from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
 from trainer.modules.parallel_tokens import TokenItemConfig
+from trainer.modules.vq_encoder import StaticFeatures
+from trainer.sasrec_tokens import SASRecTokensConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
         "mem": (mem_config(manifest["mem"]), config.mem),
         "collisions": (manifest.get("collisions", "keep"), config.collisions),
         "alignment": (_settings(manifest.get("embeddings", {})), _alignment(config)),
+        "sasrec": (manifest.get("embeddings", {}).get("sasrec"), _sasrec(config)),
     }
     for name, (made_with, wanted) in settings.items():
         if made_with != wanted:
@@ -88,6 +93,13 @@ def _alignment(config: TokensConfig) -> Any:
     return _settings(read_made(config.embeddings) if config.embeddings.exists() else {})
 
 
+def _sasrec(config: TokensConfig) -> Any:
+    """Settings of the SASRec that gave embeddings; None where none did."""
+    if isinstance(config, SASRecTokensConfig):
+        return json.loads(json.dumps(asdict(config.sasrec)))
+    return read_made(config.embeddings).get("sasrec") if config.embeddings.exists() else None
+
+
 def _settings(made: Mapping[str, Any]) -> Any:
     """What alignment and columns embeddings were made with; None without alignment."""
     return [made["alignment"], made["feature_column"]] if "alignment" in made else None
@@ -98,6 +110,9 @@ def item_features(
 ) -> ItemFeatures:
     """The ids that stand for each item in this experiment."""
     item = experiment.model.item
+    if isinstance(item, LearnedTokensConfig):
+        every_row = np.arange(dataset.num_items)
+        return ItemFeatures({ITEM_ROW: Ragged(every_row, np.arange(dataset.num_items + 1))})
     if not isinstance(item, TokenItemConfig):
         if item.rows == "managed":
             return ItemFeatures({ITEM_ID: raw_item_ids(dataset)})
@@ -112,6 +127,14 @@ def item_features(
     if item.residual_id_dim is not None:
         features[ITEM_ID] = _residual_ids(experiment, dataset)
     return ItemFeatures({key: features[key] for key in item.features})
+
+
+def catalogue(experiment: Experiment, dataset: Dataset) -> StaticFeatures | None:
+    """What a tokenizer inside the model reads of each item; None for other models."""
+    item = experiment.model.item
+    if not isinstance(item, LearnedTokensConfig):
+        return None
+    return read_static_features(dataset, item)
 
 
 def _residual_ids(experiment: Experiment, dataset: Dataset) -> Ragged:

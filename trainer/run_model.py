@@ -17,7 +17,9 @@ from trainer.data.schema import DatasetSchema
 from trainer.distributed import Ranks, runs_bf16_natively
 from trainer.experiment import Experiment
 from trainer.initialize import parameters_on_meta
+from trainer.models.dig import DigNetwork
 from trainer.models.ranking_model import Precision, RankingModel
+from trainer.modules.vq_encoder import StaticFeatures
 from trainer.parallelize import ParallelModel, parallelize
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def build_model(
     sample_SF: NDArray[np.float32],
     num_steps: int,
     given_plan: Path,
+    catalogue: StaticFeatures | None = None,
 ) -> ParallelModel:
     """The experiment's model on its ranks, ready to train.
 
@@ -45,6 +48,7 @@ def build_model(
         sample_SF: dense features of some training rows, for the bins; the same on every rank.
         num_steps: length of the schedule.
         given_plan: file of a plan that is executed, where it exists and is for as many ranks.
+        catalogue: static features of all items, for a model with a tokenizer inside.
 
     Raises:
         PlanMismatchError: when the plan was made for other tables, ranks or devices.
@@ -63,6 +67,9 @@ def build_model(
             precision=precision,
         )
     model.network.dense_encoding.fit(sample_SF)
+    if isinstance(model.network, DigNetwork):
+        assert catalogue is not None
+        model.network.encoder.take_catalogue(catalogue)
     # Ranks differ in what they draw from here on: shards of tables, dropout masks.
     torch.manual_seed(train.seed * 100_003 + ranks.rank)
     return parallelize(

@@ -16,7 +16,7 @@ from sharding.folder_names import check_folder_name
 from sharding.tables import TableSpec, check_tables, parameters_by_role
 from trainer.batch import Batch
 from trainer.flops import next_token_flops, training_flops
-from trainer.models.ranking_model import RankingModelConfig, RankingNetwork, check_item_features
+from trainer.models.ranking_model import RankingModelConfig, check_item_features
 from trainer.modules.hybrid_tokens import GEN_TOKEN
 from trainer.modules.next_token import ContextRoles
 from trainer.modules.parallel_tokens import TokenItemConfig
@@ -182,8 +182,7 @@ def _entry(model: DescribedModel, shape: BatchShape) -> Report:
     item = model.model.item
     num_levels = item.num_levels if isinstance(item, TokenItemConfig) else 0
     with torch.device("meta"):
-        network = RankingNetwork(
-            model.model,
+        network = model.model.build_network(
             tables=model.tables,
             num_dense=shape.num_dense,
             num_tasks=shape.num_tasks,

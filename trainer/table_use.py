@@ -11,7 +11,6 @@ from sharding.dry_run import DenseReserve
 from sharding.tables import TableSpec
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment
-from trainer.models.ranking_model import RankingNetwork
 from trainer.run_inputs import FLOPS_BATCH, item_features, last_batch, load_tokens
 
 
@@ -58,8 +57,7 @@ def dense_reserve(experiment: Experiment) -> DenseReserve:
     """Size of the network, built on the meta device."""
     schema = experiment.data.schema
     with torch.device("meta"):
-        network = RankingNetwork(
-            experiment.model,
+        network = experiment.model.build_network(
             tables=experiment.tables,
             num_dense=len(schema.dense_features),
             num_tasks=len(schema.labels),

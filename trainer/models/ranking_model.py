@@ -19,6 +19,7 @@ from trainer.batch_parts import LossInParts
 from trainer.models.ranking_network import Precision, RankingModelConfig, RankingNetwork
 from trainer.models.sparse_arch import SparseArch
 from trainer.models.tower import RegularizedTower
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.modules.next_token import ContextRoles
 
 __all__ = [
@@ -40,8 +41,8 @@ class Outputs(NamedTuple):
         labels_BN: float32.
         row_B: int64 positions in the log.
         losses: the parts of the loss before they are weighted, detached scalars:
-            `discriminative` (Eq. 5), and in training `next_token` (Eq. 6) and `tower` (a tower's
-            own term) where the model has them.
+            `discriminative` (Eq. 5), and in training those that the network adds: `next_token`
+            (Eq. 6), `tower` (a tower's own term), DIG's, and numbers that are only reported.
     """
 
     logits_BN: Tensor
@@ -84,9 +85,12 @@ class RankingModel(nn.Module):
         super().__init__()
         check_item_features(config, tables)
         self.parts: LossInParts | None = None
-        self.sparse = SparseArch(tables, sparse_device or torch.device("cpu"))
-        self.network = RankingNetwork(
-            config,
+        self.sparse = SparseArch(
+            tables,
+            sparse_device or torch.device("cpu"),
+            whole_item_tables=isinstance(config.item, LearnedTokensConfig),
+        )
+        self.network = config.build_network(
             tables=tables,
             num_dense=num_dense,
             num_tasks=num_tasks,
@@ -94,7 +98,7 @@ class RankingModel(nn.Module):
             roles=roles,
             precision=precision,
         )
-        self.objective = JointLoss(config.next_token.weight if config.next_token else 0.0)
+        self.objective = JointLoss(config.loss_weights)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss (scalar) and predictions of one batch."""
@@ -107,8 +111,14 @@ class RankingModel(nn.Module):
         """From now on, send a training batch through the network in parts, to save memory.
 
         Raises:
-            ValueError: for a tower whose own loss adapts once a step, to all rows of the batch.
+            ValueError: for a tower whose own loss adapts once a step, to all rows of the batch,
+                and for a model whose losses are over whole batches.
         """
+        if isinstance(self.network.config.item, LearnedTokensConfig):
+            raise ValueError(
+                f"train.gradient_accumulation is {num_parts}, but DIG's statistics (batch "
+                "normalization, u2t, codebooks) are over whole batches; set it to 1"
+            )
         if isinstance(self.network.tower, RegularizedTower):
             raise ValueError(
                 f"train.gradient_accumulation is {num_parts}, but the loss of the tower "
@@ -127,26 +137,25 @@ class RankingModel(nn.Module):
 
 
 class JointLoss(nn.Module):
-    """The learning objective, TRM Eq. 7: discriminative loss + lambda * generative loss.
+    """The learning objective: discriminative loss + weighted others (TRM Eq. 7, DIG Eq. 8).
 
     Args:
-        next_token_weight: lambda.
+        weights: of the other losses by name; what has none is reported and not learned from.
     """
 
-    def __init__(self, next_token_weight: float) -> None:
+    def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
-        self.next_token_weight = next_token_weight
+        self.weights = dict(weights)
 
     def forward(
         self, logits_BN: Tensor, labels_BN: Tensor, others: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and its parts detached and not weighted. Eq. 5 is averaged over tasks."""
+        """Loss, and its parts detached and not weighted. The first is averaged over tasks."""
         discriminative = binary_cross_entropy_with_logits(logits_BN, labels_BN)
         loss = discriminative
-        if "next_token" in others:
-            loss = loss + self.next_token_weight * others["next_token"]
-        if "tower" in others:
-            loss = loss + others["tower"]
+        for name, weight in self.weights.items():
+            if name in others:
+                loss = loss + weight * others[name]
         parts = {"discriminative": discriminative, **others}
         return loss, {name: part.detach() for name, part in parts.items()}
 

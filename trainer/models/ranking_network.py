@@ -64,6 +64,32 @@ class RankingModelConfig:
                 "model.next_token=None, or a model.item with gen-tokens (HybridTokensConfig)"
             )
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the losses beside the discriminative one, by name (TRM Eq. 7)."""
+        return {"next_token": self.next_token.weight if self.next_token else 0.0, "tower": 1.0}
+
+    def build_network(
+        self,
+        *,
+        tables: Sequence[TableSpec],
+        num_dense: int,
+        num_tasks: int,
+        num_histories: int,
+        roles: ContextRoles | None = None,
+        precision: Precision = "fp32",
+    ) -> RankingNetwork:
+        """The dense side of the model; arguments as of `RankingNetwork`."""
+        return RankingNetwork(
+            self,
+            tables=tables,
+            num_dense=num_dense,
+            num_tasks=num_tasks,
+            num_histories=num_histories,
+            roles=roles,
+            precision=precision,
+        )
+
 
 class NetworkOutputs(NamedTuple):
     """What the network computes of a batch.

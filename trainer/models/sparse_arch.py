@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec, check_tables
 from trainer.batch import Batch
@@ -25,13 +25,21 @@ class SparseArch(nn.Module):
     Args:
         tables: `pooling="none"` marks item tables, which may be managed; the others are pooled.
         device: `meta` for models that are sharded afterwards.
+        whole_item_tables: look up every row of the item tables in each step, in place of the rows
+            of the batch's items: for small tables whose rows are chosen inside the network.
 
     Attributes:
         items: EC of the item tables that are not managed; None without such tables.
         managed: EC of those that are; None without.
     """
 
-    def __init__(self, tables: Sequence[TableSpec], device: torch.device) -> None:
+    def __init__(
+        self,
+        tables: Sequence[TableSpec],
+        device: torch.device,
+        *,
+        whole_item_tables: bool = False,
+    ) -> None:
         super().__init__()
         check_tables(tables)
         pooled = [table for table in tables if table.pooling != "none"]
@@ -46,6 +54,9 @@ class SparseArch(nn.Module):
             else None
         )
         self.managed = managed_collection(managed, device) if managed else None
+        self.whole_rows: dict[str, int] | None = None
+        if whole_item_tables:
+            self.whole_rows = {feature: one.rows for one in items for feature in one.features}
 
     @property
     def collections(self) -> list[nn.Module]:
@@ -57,6 +68,8 @@ class SparseArch(nn.Module):
         pooled = self.pooled(batch.pooled)
         if self.managed is None:
             assert self.items is not None
+            if self.whole_rows is not None:
+                return pooled, self.items(every_row(batch.items, self.whole_rows))
             return pooled, self.items(batch.items)
         managed = self.managed(batch.items)[0]
         if self.items is None:
@@ -70,3 +83,15 @@ def joined(
 ) -> dict[str, JaggedTensor]:
     """Both collections' embeddings; a call of its own, since a trace can't look into either."""
     return {**items, **managed}
+
+
+@torch.fx.wrap
+def every_row(items: KeyedJaggedTensor, rows: dict[str, int]) -> KeyedJaggedTensor:
+    """Ids of all rows of each feature's table, on the device of `items`; stride 1."""
+    device = items.device()
+    return KeyedJaggedTensor(
+        keys=list(rows),
+        values=torch.cat([torch.arange(number, device=device) for number in rows.values()]),
+        lengths=torch.tensor(list(rows.values()), device=device),
+        stride=1,
+    )

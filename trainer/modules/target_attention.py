@@ -6,9 +6,26 @@ feedback, D item dim.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding, embedding_bag
+
+_NEVER = -1e30
+
+
+class Past(NamedTuple):
+    """Histories of B rows, padded to the longest, T positions.
+
+    Attributes:
+        key_BTD, value_BTD: of each history item.
+        is_there_BT: bool; False where a row's history has ended.
+    """
+
+    key_BTD: Tensor
+    value_BTD: Tensor
+    is_there_BT: Tensor
 
 
 class TargetAttention(nn.Module):
@@ -62,6 +79,29 @@ class TargetAttention(nn.Module):
             mode="sum",
             per_sample_weights=softmax_by_row(score_T, row_T, num_rows),
         )
+
+    def remember(
+        self, item_UD: Tensor, history_T: Tensor, history_kind_T: Tensor, history_offsets: Tensor
+    ) -> Past:
+        """Keys and values of each row's history, for :meth:`recall`."""
+        at_T = history_T * self.num_kinds + history_kind_T
+        length_B = history_offsets.diff()
+        longest = max(1, int(length_B.max())) if len(length_B) else 1
+        place = torch.arange(longest, device=at_T.device)
+        is_there_BT = place < length_B.unsqueeze(1)
+        at_BT = at_T.new_zeros(is_there_BT.shape).masked_scatter(is_there_BT, at_T)
+        key_ND = self.key(item_UD).view(-1, self.dim)
+        value_ND = self.value(item_UD).view(-1, self.dim)
+        return Past(embedding(at_BT, key_ND), embedding(at_BT, value_ND), is_there_BT)
+
+    def recall(self, target_BSD: Tensor, past: Past) -> Tensor:
+        """As `forward`, from several targets of each row: (B, S, D) -> (B, S, D)."""
+        score_BST = self.query(target_BSD) @ past.key_BTD.transpose(1, 2) * self.dim**-0.5
+        is_there_B1T = past.is_there_BT.unsqueeze(1)
+        # Finite, since a row without history would otherwise be a softmax over nothing.
+        score_BST = score_BST.float().masked_fill(~is_there_B1T, _NEVER)
+        weight_BST = score_BST.softmax(dim=2) * is_there_B1T
+        return weight_BST.to(past.value_BTD.dtype) @ past.value_BTD
 
 
 class FeedbackSum(nn.Module):

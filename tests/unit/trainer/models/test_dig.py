@@ -1,0 +1,299 @@
+"""DIG's losses against the equations, and which of them moves which parameters."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration import tiny_dig
+from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, batches_of_ranks, dig_model, variant
+from trainer.batch_parts import take_rows
+from trainer.models.ranking_model import RankingModel
+from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
+
+LOSSES = ("discriminative", "recall", "commit", "sem", "u2t")
+
+
+@pytest.fixture
+def batch():
+    return batches_of_ranks(1, 24, 1)[0][0]
+
+
+def naive_bce(logit, label):
+    p = 1 / (1 + np.exp(-logit))
+    return -np.log(p) if label else -np.log(1 - p)
+
+
+@pytest.mark.parametrize("last_level_only", [False, True])
+@pytest.mark.parametrize("scope", ["user", "batch"])
+def test_losses_equal_the_equations(batch, scope, last_level_only):
+    model = dig_model(config=variant(u2t_scope=scope, last_level_only=last_level_only))
+    model(batch)  # codebooks begin in the first step
+    network = model.network
+    books = network.quantizer.codebooks_LKD.clone()
+    step = network.num_steps.clone()
+    loss, outputs = model(batch)
+    found = outputs.losses
+    with torch.no_grad():
+        pooled, items = model.sparse(batch)
+        sid = network.sid_table(items)
+        item_of = batch.items[ITEM_ROW].values()[batch.candidate_B].tolist()
+        e = network.encoder(torch.arange(NUM_ITEMS))
+
+        def walk(item):
+            codes, left, commit = [], e[item], 0.0
+            for book in books:
+                code = int((left - book).norm(dim=1).argmin())
+                commit += float((book[code] - left).square().sum())
+                left = left - book[code]
+                codes.append(code)
+            return codes, commit, float(left.square().sum())
+
+        network.num_steps.copy_(step)
+        encoded = network.encode_items(batch)
+        drawn = encoded.row_X[encoded.place_BN].tolist()
+        rows = range(batch.batch_size)
+        sampled = [*item_of, *(d[0] for d in drawn)]
+        commit = np.mean([walk(item)[1] for item in sampled])
+        sem = np.mean([walk(item)[2] for item in sampled])
+        assert found["commit"].item() == pytest.approx(commit, rel=1e-4)
+        assert found["sem"].item() == pytest.approx(sem, rel=1e-4)
+
+        codes = [walk(item)[0] for item in item_of]
+        users = batch.pooled["user_id"].values().tolist()
+        cross = network.cross(batch, pooled)
+        request = network.request(batch, pooled, encoded)
+        u2t = torch.zeros(len(rows), 3, network.cross_dim)
+        for row in rows:
+            for level in range(3):
+                same = [
+                    other
+                    for other in rows
+                    if codes[other][level] == codes[row][level]
+                    and (scope == "batch" or users[other] == users[row])
+                ]
+                u2t[row, level] = cross[same].mean(0)
+
+        def prefix(of, level):
+            return sum(sid[i, of[i]] for i in range(level + 1))
+
+        def predicted(row, of, level):
+            inputs = torch.cat([request.user_BE[row], prefix(of, level)])
+            return network.predictor.levels[level](inputs)
+
+        distance = np.mean(
+            [
+                float((predicted(row, codes[row], level) - u2t[row, level]).square().sum())
+                for row in rows
+                for level in range(3)
+            ]
+        )
+        assert found["u2t"].item() == pytest.approx(distance, rel=1e-4)
+
+        prefixes, features = [], []
+        for row in rows:
+            negative = walk(drawn[row][0])[0]
+            samples = [(codes[row], "seen"), (codes[row], "said"), (negative, "said")]
+            for of, source in samples:
+                for level in range(3):
+                    prefixes.append(prefix(of, level))
+                    of_levels = [
+                        u2t[row, i] if source == "seen" else predicted(row, of, i)
+                        for i in range(level + 1)
+                    ]
+                    features.append(sum(of_levels) / (level + 1))
+        shape = (len(rows), 9, -1)
+        logits = network.recall(
+            request, torch.stack(prefixes).view(shape), torch.stack(features).view(shape)
+        ).numpy()
+        levels = [2] if last_level_only else [0, 1, 2]
+        labels = batch.labels_BN.numpy()
+        recall = np.mean(
+            [
+                naive_bce(logits[row, level, task], labels[row, task])
+                for row in rows
+                for level in levels
+                for task in range(2)
+            ]
+        ) + np.mean(
+            [
+                labels[row, 0]
+                * np.mean(
+                    [
+                        naive_bce(logits[row, 3 + level, 0], 1)
+                        + naive_bce(logits[row, 6 + level, 0], 0)
+                        for level in levels
+                    ]
+                )
+                for row in rows
+            ]
+        )
+        assert found["recall"].item() == pytest.approx(recall, rel=1e-4)
+        rank = network.rank(request, e[item_of].unsqueeze(1), cross.unsqueeze(1))[:, 0].numpy()
+        ranked = np.mean([naive_bce(rank[r, t], labels[r, t]) for r in rows for t in range(2)])
+        assert found["discriminative"].item() == pytest.approx(ranked, rel=1e-4)
+    whole = ranked + recall + 0.25 * commit + 0.1 * sem + 0.1 * distance  # Eq. 8
+    assert loss.item() == pytest.approx(whole, rel=1e-4)
+
+
+EDGES = {
+    # loss -> what it moves; docs/dig.md has the same table.
+    "discriminative": {"encoder", "user", "cross", "item_norm", "cross_norm", "mixer"},
+    "recall": {"encoder (history)", "user", "sid", "sid_norm", "u2t_norm", "mixer"},
+    "commit": {"encoder"},
+    "sem": {"encoder"},
+    "u2t": {"encoder (history)", "user", "sid", "predictor"},
+}
+
+
+def moved(model, loss):
+    """Groups of parameters that get a gradient other than zero."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    groups = set()
+    for name, weight in model.named_parameters():
+        if weight.grad is None or not weight.grad.any():
+            continue
+        top = name.split(".")[1]
+        if name.startswith("sparse"):
+            table = name.split(".")[-2]
+            top = "sid" if table.startswith("sid_") else "user"
+            top = "cross" if table == "affinity" else top
+        elif top in ("tower", "heads", "attention"):
+            top = "mixer"
+        elif top in ("dense_arch", "history", "history_value", "user_norm"):
+            top = "user"
+        groups.add(top)
+    return groups
+
+
+def losses_of(model, batch):
+    """Each loss of Eq. 8 with its graph."""
+    pooled, items = model.sparse(batch)
+    found = model.network(batch, pooled, items)
+    return {
+        "discriminative": torch.nn.functional.binary_cross_entropy_with_logits(
+            found.logits_BN, batch.labels_BN
+        ),
+        **{name: found.losses[name] for name in LOSSES[1:]},
+    }
+
+
+def without_history(batch):
+    none = torch.zeros(0, dtype=torch.int64)
+    return replace(
+        batch,
+        history_T=none,
+        history_kind_T=none,
+        history_offsets=torch.zeros_like(batch.history_offsets),
+    )
+
+
+def test_each_loss_moves_what_the_gradient_table_says(batch):
+    model = dig_model()
+    for name, loss in losses_of(model, batch).items():
+        expected = {group.removesuffix(" (history)") for group in EDGES[name]}
+        assert moved(model, loss) == expected, name
+
+
+def test_the_retrieval_path_reaches_the_encoder_through_histories_alone(batch):
+    model = dig_model()
+    for name, loss in losses_of(model, without_history(batch)).items():
+        through_target = {g for g in EDGES[name] if not g.endswith("(history)")}
+        found = moved(model, loss)
+        assert ("encoder" in found) == ("encoder" in through_target), name
+        assert found - {"mixer"} <= through_target, name
+
+
+def test_codebooks_are_no_parameters_and_move_by_averages(batch):
+    model = dig_model()
+    names = [name for name, _ in model.named_parameters()]
+    assert not any("quantizer" in name or "codebook" in name for name in names)
+    model(batch)
+    before = model.network.quantizer.codebooks_LKD.clone()
+    with torch.no_grad():  # no gradient is needed for them to move
+        model(batch)
+    assert not torch.equal(before, model.network.quantizer.codebooks_LKD)
+
+
+def test_fixed_sids_stay(batch):
+    model = dig_model(config=variant(item=replace(ITEM, fixed=True)))
+    model(batch)
+    before = model.network.quantizer.codebooks_LKD.clone()
+    codes = model.network.catalogue_codes()
+    loss, _ = model(batch)
+    loss.backward()
+    assert torch.equal(before, model.network.quantizer.codebooks_LKD)
+    assert torch.equal(codes, model.network.catalogue_codes())
+    assert all(weight.grad is None for weight in model.network.encoder.parameters())
+
+
+def test_without_the_retrieval_path_its_parameters_rest(batch):
+    model = dig_model(config=variant(recall_weight=0.0))
+    loss, outputs = model(batch)
+    loss.backward()
+    assert "recall" not in outputs.losses
+    resting = ("sid_norm", "u2t_norm", "predictor", "sparse.items")
+    for name, weight in model.named_parameters():
+        if any(part in name for part in resting):
+            assert weight.grad is None or not weight.grad.any(), name
+
+
+def test_evaluation_depends_on_each_row_alone(batch):
+    model = dig_model()
+    model(batch)
+    model.eval()
+    with torch.no_grad():
+        whole = model(batch)[1].logits_BN
+        part, _ = take_rows(batch, 5, 9)
+        torch.testing.assert_close(model(part)[1].logits_BN, whole[5:9])
+
+
+def test_metrics_of_a_step(batch):
+    losses = dig_model()(batch)[1].losses
+    assert set(losses) >= {"collision_rate", "dead_codes", "drift", "u2t_group_1", "u2t_group_3"}
+    assert losses["u2t_group_1"] >= losses["u2t_group_3"] >= 1
+
+
+def test_parts_of_batches_are_refused(batch):
+    with pytest.raises(ValueError, match="whole batches"):
+        dig_model().train_in_parts(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 10}, "multiple of 16"),
+        ({"text_dim": 0}, "exactly one"),
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"decay": 1.0}, "decay is 1.0"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(ITEM, **changes)
+
+
+def test_an_item_needs_features():
+    with pytest.raises(ValueError, match="nothing tells"):
+        LearnedTokensConfig(fields=())
+
+
+def test_tables_of_other_rows_are_refused():
+    config = replace(CONFIG, item=replace(ITEM, num_codes=7))
+    with pytest.raises(ValueError, match="3 levels x 7 codes = 21"):
+        RankingModel(
+            config,
+            tables=tiny_dig.tables(ITEM),
+            num_dense=4,
+            num_tasks=2,
+            num_histories=2,
+            roles=tiny_dig.ROLES,
+        )
+
+
+def test_texts_of_another_width_are_refused():
+    features = tiny_dig.catalogue()._replace(text_NE=torch.zeros(NUM_ITEMS, 5))
+    with pytest.raises(ValueError, match="have 5 dimensions"):
+        dig_model().network.encoder.take_catalogue(features)

@@ -1,0 +1,134 @@
+"""What an item is to DIG: static features, from which a tokenizer inside the model learns its SID."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ITEM_ROW: Final = "item_row"
+"""Key of the item KeyedJaggedTensor: the item's row in items.parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticField:
+    """One categorical or bag column of items.parquet (Type I of DIG's Table 1).
+
+    Args:
+        name: of the column.
+        rows: ids there are.
+        bag: a list of ids an item, not one.
+        hashed: ids of any size are hashed into `rows` buckets.
+    """
+
+    name: str
+    rows: int
+    bag: bool = False
+    hashed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedTokensConfig:
+    """Items as DIG (section 3.2) sees them; the defaults are those of its section 4.1.
+
+    The encoder's output e_v has one part for each field, `dim / number of fields` wide. The SID
+    embeddings (Eq. 5) have a table for each field with rows (level, code) and that part's width, so
+    that their sum over a prefix takes e_v's place in the ranker.
+
+    Args:
+        fields: static ids.
+        dense_columns: static numbers; together they are one field more.
+        text_dim: width of the items' frozen text embeddings; 0 for none.
+        text_fields: fields that the text embedding becomes.
+        embeddings: parquet file of `item_id` and `embedding` with the text embeddings.
+        text_column: of items.parquet, from which `farewell train` makes that file.
+        embedding_column: list column of items.parquet that is taken in place of the file.
+        dim: d, of e_v.
+        num_layers: layers of the encoder.
+        num_heads: attention heads of each; divides `dim`.
+        num_levels: L.
+        num_codes: K.
+        decay: alpha of the codebooks' moving averages.
+        dead_after: steps without an item after which a codeword starts anew.
+        fixed: Fixed SID of the paper's Table 5: encoder and codebooks stay as they begin.
+
+    Raises:
+        ValueError: naming the field, what was found and what is expected.
+    """
+
+    fields: tuple[StaticField, ...]
+    dense_columns: tuple[str, ...] = ()
+    text_dim: int = 0
+    text_fields: int = 1
+    embeddings: Path | None = None
+    text_column: str = "text"
+    embedding_column: str | None = None
+    dim: int = 64
+    num_layers: int = 4
+    num_heads: int = 4
+    num_levels: int = 4
+    num_codes: int = 256
+    decay: float = 0.99
+    dead_after: int = 50
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        """Check sizes and the source of texts."""
+        for name in ("num_layers", "num_heads", "num_levels", "num_codes", "dead_after"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.item.{name} is {getattr(self, name)}, expected at least 1")
+        if not self.field_names:
+            raise ValueError(
+                "model.item: fields, dense_columns and text_dim are all empty, so nothing tells "
+                "items apart; name at least one static column of items.parquet"
+            )
+        width = 4 * len(self.field_names)
+        if self.dim % width or self.dim % self.num_heads:
+            raise ValueError(
+                f"model.item.dim is {self.dim}, expected a multiple of {width} (4 for each of the "
+                f"{len(self.field_names)} fields, as tables want it) and of num_heads "
+                f"({self.num_heads}); text_fields changes the number of fields"
+            )
+        sources = [one for one in (self.embeddings, self.embedding_column) if one is not None]
+        if bool(self.text_dim) != (len(sources) == 1):
+            raise ValueError(
+                f"model.item.text_dim is {self.text_dim}, but embeddings is {self.embeddings} and "
+                f"embedding_column {self.embedding_column!r}; name exactly one of the two for "
+                "texts, and neither for text_dim=0"
+            )
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"model.item.decay is {self.decay}, expected 0 to below 1")
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Parts of e_v, in their order."""
+        return (
+            *(field.name for field in self.fields),
+            *(("dense",) if self.dense_columns else ()),
+            *(f"text_{number}" for number in range(self.text_fields if self.text_dim else 0)),
+        )
+
+    @property
+    def field_dim(self) -> int:
+        """Width of each part."""
+        return self.dim // len(self.field_names)
+
+    @property
+    def item_dim(self) -> int:
+        """Width of an item's vector, d."""
+        return self.dim
+
+    @property
+    def table_dims(self) -> dict[str, int]:
+        """Feature of each table of SID embeddings -> its dim."""
+        return {f"sid_{name}": self.field_dim for name in self.field_names}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of the tables of SID embeddings."""
+        return tuple(self.table_dims)
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of each table: one for each (level, code)."""
+        return self.num_levels * self.num_codes

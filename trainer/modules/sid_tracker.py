@@ -1,0 +1,44 @@
+"""What becomes of SIDs while their tokenizer trains.
+
+Legend: N items, L levels, K codes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SidTracker:
+    """Follows the SIDs of the catalogue while a model trains.
+
+    Args:
+        num_codes: K.
+
+    Attributes:
+        last: of the last look, float32 scalars: `collision_rate`, the share of items whose SID
+            another item has too; `dead_codes`, codes of all levels that no item has; `drift`, the
+            share of items whose SID is another than at the look before.
+    """
+
+    def __init__(self, num_codes: int) -> None:
+        self.num_codes = num_codes
+        self.last: dict[str, Tensor] = {}
+        self._codes_NL: Tensor | None = None
+
+    def look(self, codes_NL: Tensor) -> None:
+        """Note the SIDs of all items."""
+        used = sum(len(torch.unique(code_N)) for code_N in codes_NL.T)
+        before = codes_NL if self._codes_NL is None else self._codes_NL
+        self.last = {
+            "collision_rate": collision_rate(codes_NL),
+            "dead_codes": torch.tensor(float(codes_NL.shape[1] * self.num_codes - used)),
+            "drift": (codes_NL != before).any(dim=1).float().mean(),
+        }
+        self._codes_NL = codes_NL
+
+
+def collision_rate(codes_NL: Tensor) -> Tensor:
+    """Share of items whose SID another item has too."""
+    _, place_N, count = torch.unique(codes_NL, dim=0, return_inverse=True, return_counts=True)
+    return (count[place_N] > 1).float().mean()
