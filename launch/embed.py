@@ -31,7 +31,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ class EmbedArgs:
         sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive`,
             `align_share` and `align_rows` say which of its rows count.
         sasrec: settings of SASRec.
+        sasrec_missing: items of the catalogue that SASRec has not seen: left out, or given the
+            mean of the others' embeddings.
     """
 
     items: Path
@@ -127,6 +129,7 @@ class EmbedArgs:
     tuning: Representation = field(default_factory=Representation)
     sasrec_log: Path | None = None
     sasrec: SASRec = field(default_factory=SASRec)
+    sasrec_missing: Literal["leave_out", "mean"] = "leave_out"
 
     def __post_init__(self) -> None:
         """Refuse options that would have no effect together.
@@ -138,6 +141,11 @@ class EmbedArgs:
         for name in ("image_column", "tuned", "queries"):
             if getattr(self, name) is not None and not encodes:
                 raise ValueError(f"{name}: expected none where no texts are encoded")
+        if self.sasrec_missing != "leave_out" and self.sasrec_log is None:
+            raise ValueError(
+                f"sasrec_missing: expected 'leave_out' without sasrec_log, found "
+                f"{self.sasrec_missing!r}"
+            )
         if self.feature_column and (self.align_log is None or self.tuned is not None):
             raise ValueError("feature_column: expected align_log too, and no tuned model")
         if self.features is not None and not self.feature_column:
@@ -172,7 +180,11 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
     if args.sasrec_log is not None:
         log = _clicks(args, args.sasrec_log)
         table = _of_catalogue(args, args.sasrec.fit(log))
-        made = {"sasrec": dataclasses.asdict(args.sasrec), "log_rows": log.num_rows}
+        made = {
+            "sasrec": dataclasses.asdict(args.sasrec),
+            "missing": args.sasrec_missing,
+            "log_rows": log.num_rows,
+        }
         table = dataclasses.replace(table, made=made)
     elif args.embedding_column is not None:
         table = EmbeddingTable.load(args.items, column=args.embedding_column)
@@ -323,7 +335,15 @@ def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
     kept = np.isin(table.item_ids, ids)
     if not kept.any():
         raise ValueError(f"{args.items}: none of its items occurs in {args.sasrec_log}")
-    return EmbeddingTable(item_ids=table.item_ids[kept], embeddings=table.embeddings[kept])
+    seen = EmbeddingTable(item_ids=table.item_ids[kept], embeddings=table.embeddings[kept])
+    if args.sasrec_missing == "leave_out":
+        return seen
+    missing = np.setdiff1d(ids, seen.item_ids)
+    mean = seen.embeddings.mean(axis=0, keepdims=True)
+    return EmbeddingTable(
+        item_ids=np.concatenate([seen.item_ids, missing]),
+        embeddings=np.concatenate([seen.embeddings, np.repeat(mean, len(missing), axis=0)]),
+    )
 
 
 def main(args: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
 from trainer.run_inputs import load_tokens
+from trainer.sasrec_tokens import SASRecTokensConfig
 
 
 def prepare(experiment: Experiment, console: Console) -> None:
@@ -25,7 +26,10 @@ def prepare(experiment: Experiment, console: Console) -> None:
     config = experiment.tokenizer
     if config is not None and not config.folder.exists():
         if not config.embeddings.exists():
-            _embed(experiment, config, console)
+            if isinstance(config, SASRecTokensConfig):
+                _embed_behaviour(experiment, config, dataset, console)
+            else:
+                _embed(experiment, config, console)
         embeddings = config.embeddings
         if config.alignment is not None:
             embeddings = config.aligned_embeddings
@@ -46,6 +50,32 @@ def _embed(experiment: Experiment, config: TokensConfig, console: Console) -> No
         arguments = EmbedArgs(items=items, out=config.embeddings, text_column=(config.text_column,))
         shown = f"--text-column {config.text_column}"
     _show(f"farewell embed --items {items} {shown} --out {config.embeddings}", console)
+    embed(arguments)
+
+
+def _embed_behaviour(
+    experiment: Experiment, config: SASRecTokensConfig, dataset: Dataset, console: Console
+) -> None:
+    """SASRec on the positive training rows."""
+    schema = experiment.data.schema
+    arguments = EmbedArgs(
+        items=experiment.data.folder / "items.parquet",
+        out=config.embeddings,
+        sasrec_log=experiment.data.folder / "interactions",
+        sasrec=config.sasrec,
+        sasrec_missing="mean",
+        align_positive=schema.labels[0],
+        align_share=1.0,
+        align_rows=dataset.split(experiment.data.split).train.stop,
+        user_column=schema.user,
+        item_column=schema.item,
+    )
+    _show(
+        f"farewell embed --items {arguments.items} --sasrec-log {arguments.sasrec_log} "
+        f"--sasrec-missing mean --align-positive {arguments.align_positive} --align-share 1 "
+        f"--align-rows {arguments.align_rows} --out {arguments.out}",
+        console,
+    )
     embed(arguments)
 
 

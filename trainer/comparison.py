@@ -37,6 +37,19 @@ class ComparedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A size that the rows of a study vary; its figure draws quality and cost against it.
+
+    Args:
+        axis: name of the size.
+        points: title of a row -> the series that it belongs to, and its size.
+    """
+
+    axis: str
+    points: Mapping[str, tuple[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """What a comparison asks: its reference, and the paper's table or figure that it repeats.
 
@@ -47,6 +60,7 @@ class Study:
         equal_dense: rows are meant to have equal dense parameters, across towers too.
         heat_map: name of a bucketing; draws gain by row and bucket.
         geometry: embedding tables are measured over training (norm variance, spectrum).
+        sweep: a size that rows vary, to be drawn.
         notes: what can't be repeated, and other things that a reader must know.
     """
 
@@ -56,6 +70,7 @@ class Study:
     equal_dense: bool = False
     heat_map: str | None = None
     geometry: bool = False
+    sweep: Sweep | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -93,6 +108,11 @@ class Comparison:
             raise ValueError(
                 f"comparison {self.name!r}: the reference is {self.study.reference!r}, expected "
                 f"one of {titles}"
+            )
+        sweep = None if self.study is None else self.study.sweep
+        if sweep is not None and (unknown := sorted(set(sweep.points) - set(titles))):
+            raise ValueError(
+                f"comparison {self.name!r}: the sweep names {unknown}, expected rows of {titles}"
             )
         first = self.rows[0].experiment.data
         for row in self.rows[1:]:

@@ -17,6 +17,7 @@ from trainer.figure_style import STYLE, Report, Styles, legend_below, row_styles
 from trainer.report_tables import format_count
 from trainer.storage_figure import quality_against_storage
 from trainer.study_figures import embedding_spectrum, gain_map, norm_variance
+from trainer.sweep_figure import sweep
 from trainer.verdict import MIN_BUCKET_ROWS
 
 FIGURE_CAPTIONS = {
@@ -48,6 +49,11 @@ FIGURE_CAPTIONS = {
         "Share of the variance along each principal direction at the end of training, and the "
         "effective rank (exponential of the spectrum's entropy) over the width (TRM A.1.5).",
     ),
+    "sweep": (
+        "What the size changes",
+        "AUC of the main task with 95 % bootstrap intervals over users, and the FLOPs of one "
+        "forward and backward pass, against the size that the study varies.",
+    ),
     "training_curves": (
         "Training",
         "Training loss of the labels (means over stretches of a curve) and AUC on the validation "
@@ -76,6 +82,7 @@ def draw_figures(report: Report, folder: Path) -> dict[str, Path]:
         "gain_map": gain_map,
         "norm_variance": norm_variance,
         "embedding_spectrum": embedding_spectrum,
+        "sweep": sweep,
         "training_curves": training_curves,
         "calibration": calibration,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from trainer.comparison import ComparedRow, Study
+from trainer.comparison import ComparedRow, Study, Sweep
 from trainer.pair_gains import Gain, pair_gain
 from trainer.report_tables import ABSENT, Cell, ReportTable
 
@@ -29,9 +29,9 @@ def describe_study(
         reference: row that gains are taken over.
 
     Returns:
-        `question`, `source`, `notes`, `heat_map`, `equal_dense`, `reference`, `gains` (one a row,
-        task and metric, in percent of the reference's value, with the paper's beside) and `orders`
-        (every two rows that the paper orders, and how they come out here).
+        `question`, `source`, `notes`, `heat_map`, `sweep`, `equal_dense`, `reference`, `gains` (one
+        a row, task and metric, in percent of the reference's value, with the paper's beside) and
+        `orders` (every two rows that the paper orders, and how they come out here).
     """
     paper = {row.title: dict(zip(report["tasks"], row.paper, strict=False)) for row in rows}
     values = {row["name"]: row["metrics"] for row in report["rows"]}
@@ -71,11 +71,22 @@ def describe_study(
         "source": study.source,
         "notes": list(study.notes),
         "heat_map": study.heat_map,
+        "sweep": _describe_sweep(study.sweep),
         "equal_dense": study.equal_dense,
         "reference": reference,
         "gains": gains,
         "orders": orders,
     }
+
+
+def _describe_sweep(sweep: Sweep | None) -> dict[str, Any] | None:
+    if sweep is None:
+        return None
+    points = [
+        {"row": row, "series": series, "value": value}
+        for row, (series, value) in sweep.points.items()
+    ]
+    return {"axis": sweep.axis, "points": points}
 
 
 def _percent(gain: Gain | None, base: float | None) -> tuple[float | None, list[float] | None]:

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.integration.tiny_model import Case, batches_of_ranks, initial_table, joined
+from trainer.models.tower import TowerWithTurns
 
 
 @dataclass
@@ -61,10 +62,17 @@ def train_unsharded(
         loss.backward()
         result.logits.append(logits.detach())
         result.losses.append(float(loss.detach()))
-        norm = torch.sqrt(sum(weight.grad.square().sum() for weight in network))
+        tower = model.network.tower
+        if isinstance(tower, TowerWithTurns):
+            own = {id(weight) for weight in tower.parameters_with_turns()}
+            for weight in network:
+                if (id(weight) in own) != tower.is_their_turn(step):
+                    weight.grad = None
+        learning = [weight for weight in network if weight.grad is not None]
+        norm = torch.sqrt(sum(weight.grad.square().sum() for weight in learning))
         result.norms.append(float(norm))
         if norm > optim.max_dense_norm:
-            for weight in network:
+            for weight in learning:
                 weight.grad *= optim.max_dense_norm / norm
         adam.param_groups[0]["lr"] = optim.dense_lr * factor
         adam.step()

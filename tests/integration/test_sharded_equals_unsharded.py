@@ -13,6 +13,7 @@ from tests.integration.workers import train_cases
 from trainer.models.dcn_v2 import DCNv2Config
 from trainer.models.dhen import DHENConfig
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
+from trainer.models.store import StoreConfig
 from trainer.models.transformer import TransformerConfig
 from trainer.models.wukong import WuKongConfig
 from trainer.modules.next_token import NextTokenConfig
@@ -101,6 +102,19 @@ TOWERS = {
     "transformer": TransformerConfig(num_tokens=4, dim=8, num_heads=2, weights="per_token"),
     "experts": RankMixerMoEConfig(
         num_tokens=4, dim=8, num_experts=3, training="sparse", penalty=1e-3
+    ),
+    "store": StoreConfig(
+        num_tokens=4,
+        groups=(
+            ("sgd_a", "sgd_b", "adagrad_a"),
+            ("adagrad_b", "rowwise_adagrad_a", "rowwise_adagrad_b", "dense"),
+            ("history", "candidate_x_history", "feedback_sum"),
+        ),
+        group_dim=4,
+        group_hidden_dim=8,
+        ffn_dim=16,
+        diversity=0.01,
+        network_steps=2,
     ),
 }
 EVERY_TOWER = [

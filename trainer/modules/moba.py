@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 Way = Literal["segments", "tiles"]
 
@@ -34,7 +34,7 @@ _ROWS_OF_A_COPY = 2.0
 """Bringing a block to its tile costs about as much time as so many rows of products."""
 _SEGMENT_FLOPS = 250_000
 """A product of its own pays for the call from so many FLOPs on."""
-_CHUNK_BYTES = 1 << 21
+_CHUNK_BYTES = 1 << 20
 """Weights that a CPU thread works on at a time, so that they stay in its caches."""
 
 
@@ -119,8 +119,7 @@ class _Rows(NamedTuple):
 
     Attributes:
         row_XHS: row of each pair among all P.
-        query_P: query of each row among X H; with tiles among X (H + 1), where the last of each
-            H + 1 is padding.
+        query_P: query of each row among X H; any query in rows that fill a tile.
         block_T: block of each tile among X N; without tiles the number of rows of each block.
         tile: rows of a tile; 0 without tiles.
     """
@@ -129,6 +128,22 @@ class _Rows(NamedTuple):
     query_P: Tensor
     block_T: Tensor
     tile: int
+
+    def of_pairs(self, value_XHS: Tensor) -> Tensor:
+        """Each row's value (P, 1); zero in rows that fill a tile."""
+        value_P = value_XHS.new_zeros(self.query_P.shape)
+        return value_P.scatter_(0, self.row_XHS.flatten(), value_XHS.flatten()).unsqueeze(1)
+
+    def of_queries(self, x_XHd: Tensor) -> Tensor:
+        """Each row's query: (X, H, d) -> (P, d)."""
+        return _take(x_XHd.flatten(0, 1), self.query_P)
+
+    def sums(self, x_Pd: Tensor, share_XHS: Tensor | None = None) -> Tensor:
+        """Sums of each query's rows, weighted where there are weights: (P, d) -> (X, H, d)."""
+        row_QS = self.row_XHS.flatten(0, 1)
+        weight_QS = None if share_XHS is None else share_XHS.to(x_Pd.dtype).flatten(0, 1)
+        summed = embedding_bag(row_QS, x_Pd, mode="sum", per_sample_weights=weight_QS)
+        return summed.view(*self.row_XHS.shape[:2], -1)
 
 
 def _sorted(selected_XHS: Tensor, num_blocks: int, tile: int) -> _Rows:
@@ -145,10 +160,10 @@ def _sorted(selected_XHS: Tensor, num_blocks: int, tile: int) -> _Rows:
     place_XNH += ((end_XN - tiles_XN) * rows - 1).unsqueeze(2)
     row_XSH = place_XNH.gather(1, selected_XSH)
     num_rows = rows * num_tiles(num_tokens, num_blocks, num_selected, rows)
-    query_XP = torch.full((num, num_rows), num_tokens, dtype=torch.int64, device=device)
+    query_XP = torch.zeros(num, num_rows, dtype=torch.int64, device=device)
     tokens_H = torch.arange(num_tokens, device=device)
     query_XP.scatter_(1, row_XSH.flatten(1), tokens_H.repeat(num_selected).expand(num, -1))
-    query_XP += each_X11[:, 0] * (num_tokens + (tile > 0))
+    query_XP += each_X11[:, 0] * num_tokens
     block_T = count_XN
     if tile:
         order_T1 = torch.arange(num_rows // tile, device=device)[:, None]
@@ -178,43 +193,42 @@ class _Products:
             else:
                 self.sizes = rows.block_T.tolist()
 
-    def with_keys(self, x_Pd: Tensor, keys_XHd: Tensor) -> Tensor:
-        """Each row with each key of its block: (P, B)."""
+    def with_keys(self, x_Pd: Tensor, keys_XHd: Tensor, into_PB: Tensor) -> Tensor:
+        """Each row with each key of its block, written to `into_PB` (P, B)."""
         if self.rows.tile:
-            return torch.bmm(self._tiles(x_Pd), self._by_tile(keys_XHd).mT).flatten(0, 1)
-        blocks = self._blocks(keys_XHd).mT.unbind()
-        return self._by_segment(x_Pd, blocks, self.block_size)
+            keys_TdB = self._by_tile(keys_XHd).mT
+            torch.bmm(self._tiles(x_Pd), keys_TdB, out=self._tiles(into_PB))
+            return into_PB
+        return self._by_segment(x_Pd, self._blocks(keys_XHd).mT.unbind(), into_PB)
 
     def of_values(self, weight_PB: Tensor, values_XHd: Tensor) -> Tensor:
         """Each row's sum over its block, weighted: (P, d)."""
         if self.rows.tile:
             return torch.bmm(self._tiles(weight_PB), self._by_tile(values_XHd)).flatten(0, 1)
-        blocks = self._blocks(values_XHd).unbind()
-        return self._by_segment(weight_PB, blocks, values_XHd.shape[2])
+        into_Pd = values_XHd.new_empty(weight_PB.shape[0], values_XHd.shape[2])
+        return self._by_segment(weight_PB, self._blocks(values_XHd).unbind(), into_Pd)
 
-    def over_rows(self, weight_PB: Tensor, x_Pd: Tensor, like_XHd: Tensor) -> Tensor:
-        """Each key's sum over its block's rows, weighted: (X, H, d)."""
+    def over_rows(self, weight_PB: Tensor, x_Pd: Tensor, into_XHd: Tensor) -> None:
+        """Each key's sum over its block's rows, weighted, written to `into_XHd`."""
         if self.rows.tile:
             tiles_TBd = torch.bmm(self._tiles(weight_PB).mT, self._tiles(x_Pd))
-            summed = torch.zeros_like(like_XHd).view(-1, self.block_size * like_XHd.shape[2])
-            return summed.index_add_(0, self.rows.block_T, tiles_TBd.flatten(1)).view_as(like_XHd)
-        summed = torch.empty_like(like_XHd)
+            blocks = self._blocks(into_XHd.zero_()).flatten(1)
+            blocks.index_add_(0, self.rows.block_T, tiles_TBd.flatten(1))
+            return
         split = zip(
             weight_PB.split(self.sizes),
             x_Pd.split(self.sizes),
-            self._blocks(summed).unbind(),
+            self._blocks(into_XHd).unbind(),
             strict=True,
         )
         for weight, x, block in split:
             torch.mm(weight.T, x, out=block)
-        return summed
 
-    def _by_segment(self, x_PK: Tensor, blocks: Sequence[Tensor], width: int) -> Tensor:
-        out = x_PK.new_empty(x_PK.shape[0], width)
-        split = zip(x_PK.split(self.sizes), blocks, out.split(self.sizes), strict=True)
+    def _by_segment(self, x_PK: Tensor, blocks: Sequence[Tensor], into_PL: Tensor) -> Tensor:
+        split = zip(x_PK.split(self.sizes), blocks, into_PL.split(self.sizes), strict=True)
         for part, block, into in split:
             torch.mm(part, block, out=into)
-        return out
+        return into_PL
 
     def _tiles(self, x_PK: Tensor) -> Tensor:
         return x_PK.unflatten(0, (-1, self.rows.tile))
@@ -229,106 +243,124 @@ class _Products:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Attention of X queries x H tokens to their selected blocks; no gradient to the selection."""
+    """Attention of X queries x H tokens to their selected blocks; no gradient to the selection.
+
+    Each row has a softmax over its own block; a query's output is the sum of those of its rows,
+    by the share that each block has in the sum of all weights (their log-sum-exps' softmax).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, selected_XHS: Tensor, block_size: int
     ) -> Tensor:
-        q_XHd, k_XHd, v_XHd = (one.contiguous() for one in (q_XHd, k_XHd, v_XHd))
         num, num_tokens, dim = q_XHd.shape
         num_selected = selected_XHS.shape[2]
         num_blocks = num_tokens // block_size
-        way = way_of(
-            num_tokens,
-            dim,
-            block_size=block_size,
-            num_selected=num_selected,
-            device=q_XHd.device.type,
-        )
+        sizes = {"block_size": block_size, "num_selected": num_selected}
+        way = way_of(num_tokens, dim, device=q_XHd.device.type, **sizes)
         tile = tile_rows(num_tokens, num_blocks, num_selected) if way == "tiles" else 0
-        row_bytes = block_size * q_XHd.element_size()
-        ctx.chunk = _chunk(q_XHd, num_tokens * num_selected * row_bytes)
-        ctx.block_size, ctx.tile = block_size, tile
+        num_rows = (tile or 1) * num_tiles(num_tokens, num_blocks, num_selected, tile or 1)
+        chunk = _chunk(q_XHd, num_rows * block_size)
+        ctx.block_size, ctx.tile, ctx.chunk, ctx.num_rows = block_size, tile, chunk, num_rows
+
+        q_XHd, k_XHd, v_XHd = q_XHd * dim**-0.5, k_XHd.contiguous(), v_XHd.contiguous()
         out_XHd = torch.empty_like(v_XHd)
-        saved: list[Tensor] = []
-        for start in range(0, num, ctx.chunk):
-            part = slice(start, start + ctx.chunk)
+        weight_PB = q_XHd.new_empty(num * num_rows, block_size)
+        score_PB = q_XHd.new_empty(min(num, chunk) * num_rows, block_size)
+        kept: list[Tensor] = []
+        for start in range(0, num, chunk):
+            part = slice(start, start + chunk)
             rows = _sorted(selected_XHS[part], num_blocks, tile)
-            out_XHd[part], *kept = _attend(q_XHd[part], k_XHd[part], v_XHd[part], rows, block_size)
-            saved += [*rows[:3], *kept]
-        ctx.save_for_backward(q_XHd, k_XHd, v_XHd, out_XHd, *saved)
+            weight = weight_PB[start * num_rows : (start + chunk) * num_rows]
+            share_XHS = _attend(
+                (q_XHd[part], k_XHd[part], v_XHd[part]),
+                _Products(rows, block_size),
+                score_PB[: len(weight)],
+                weight,
+                out_XHd[part],
+            )
+            kept += [*rows[:3], share_XHS]
+        ctx.save_for_backward(q_XHd, k_XHd, v_XHd, out_XHd, weight_PB, *kept)
         return out_XHd
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q_XHd, k_XHd, v_XHd, out_XHd, *saved = ctx.saved_tensors
+        q_XHd, k_XHd, v_XHd, out_XHd, weight_PB, *kept = ctx.saved_tensors
+        gradient_XHd = gradients[0].contiguous()
         found = [torch.empty_like(one) for one in (q_XHd, k_XHd, v_XHd)]
-        for number, start in enumerate(range(0, q_XHd.shape[0], ctx.chunk)):
-            part = slice(start, start + ctx.chunk)
-            row, query, block, weight_PB, total_XH1 = saved[5 * number : 5 * number + 5]
-            chunks = _attend_backward(
-                gradients[0][part],
-                (q_XHd[part], k_XHd[part], v_XHd[part], out_XHd[part]),
-                (weight_PB, total_XH1),
-                _Rows(row, query, block, ctx.tile),
-                ctx.block_size,
+        num, chunk, num_rows = q_XHd.shape[0], ctx.chunk, ctx.num_rows
+        score_PB = q_XHd.new_empty(min(num, chunk) * num_rows, ctx.block_size)
+        for number, start in enumerate(range(0, num, chunk)):
+            part = slice(start, start + chunk)
+            row, query, block, share_XHS = kept[4 * number : 4 * number + 4]
+            weight = weight_PB[start * num_rows : (start + chunk) * num_rows]
+            _attend_backward(
+                (q_XHd[part], k_XHd[part], v_XHd[part], out_XHd[part], gradient_XHd[part]),
+                _Products(_Rows(row, query, block, ctx.tile), ctx.block_size),
+                (weight, share_XHS),
+                score_PB[: len(weight)],
+                [whole[part] for whole in found],
             )
-            for whole, chunk in zip(found, chunks, strict=True):
-                whole[part] = chunk
         return (*found, None, None)
 
 
 def _attend(
-    q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, rows: _Rows, block_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, weights of all rows before they are divided, and their sums by query."""
-    products = _Products(rows, block_size)
-    weight_PB = products.with_keys(_by_row(q_XHd * q_XHd.shape[2] ** -0.5, rows), k_XHd)
-    # One maximum for all blocks of a query, so that its blocks' weights can be added.
-    highest_XHS = weight_PB.amax(dim=1)[rows.row_XHS]
-    weight_PB.sub_(_by_row(highest_XHS.amax(dim=2, keepdim=True), rows)).exp_()
-    total_XHS = weight_PB.sum(dim=1, dtype=_wide(q_XHd))[rows.row_XHS]
-    total_XH1 = total_XHS.sum(dim=2, keepdim=True)
-    out_XHd = _by_query(products.of_values(weight_PB, v_XHd), rows) / total_XH1
-    return out_XHd, weight_PB, total_XH1
+    values: tuple[Tensor, Tensor, Tensor],
+    products: _Products,
+    score_PB: Tensor,
+    weight_PB: Tensor,
+    out_XHd: Tensor,
+) -> Tensor:
+    """Write each row's softmax to `weight_PB` and outputs to `out_XHd`; shares of a query's rows.
+
+    Args:
+        values: scaled queries, keys, values.
+        products: of the rows.
+        score_PB: room for scores.
+        weight_PB: room for weights.
+        out_XHd: room for outputs.
+    """
+    q_XHd, k_XHd, v_XHd = values
+    rows = products.rows
+    products.with_keys(rows.of_queries(q_XHd), k_XHd, score_PB)
+    torch.softmax(score_PB, dim=1, out=weight_PB)
+    wide = torch.promote_types(score_PB.dtype, torch.float32)
+    # The highest weight of a row is 1 / sum(exp(score - highest score)).
+    highest_P, weight_P = score_PB.amax(dim=1).to(wide), weight_PB.amax(dim=1).to(wide)
+    share_XHS = (highest_P - weight_P.log())[rows.row_XHS].softmax(dim=2)
+    out_XHd.copy_(rows.sums(products.of_values(weight_PB, v_XHd), share_XHS))
+    return share_XHS
 
 
 def _attend_backward(
-    gradient_XHd: Tensor,
-    values: tuple[Tensor, Tensor, Tensor, Tensor],
+    values: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    products: _Products,
     weights: tuple[Tensor, Tensor],
-    rows: _Rows,
-    block_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values."""
-    q_XHd, k_XHd, v_XHd, out_XHd = values
-    weight_PB, total_XH1 = weights
-    products = _Products(rows, block_size)
-    scale = q_XHd.shape[2] ** -0.5
-    gradient_XHd = (gradient_XHd / total_XH1).to(q_XHd.dtype)
+    score_PB: Tensor,
+    into: Sequence[Tensor],
+) -> None:
+    """Write gradients of queries, keys and values to `into`.
+
+    Args:
+        values: scaled queries, keys, values, outputs, gradients of outputs.
+        products: of the rows.
+        weights: of rows, and shares of a query's rows.
+        score_PB: room for gradients of scores.
+        into: room for the three.
+    """
+    q_XHd, k_XHd, v_XHd, out_XHd, gradient_XHd = values
+    weight_PB, share_XHS = weights
+    rows = products.rows
+    share_P1 = rows.of_pairs(share_XHS).to(weight_PB.dtype)
+    gradient_Pd = rows.of_queries(gradient_XHd).mul_(share_P1)
+    products.over_rows(weight_PB, gradient_Pd, into[2])
+    products.with_keys(gradient_Pd, v_XHd, score_PB)
     # What the softmax takes from every score of a query.
     mean_XH1 = (gradient_XHd * out_XHd).sum(dim=2, keepdim=True)
-    gradient_Pd = _by_row(gradient_XHd, rows)
-    of_v_XHd = products.over_rows(weight_PB, gradient_Pd, v_XHd)
-    of_score_PB = products.with_keys(gradient_Pd, v_XHd)
-    of_score_PB.sub_(_by_row(mean_XH1, rows)).mul_(weight_PB)
-    of_q_XHd = _by_query(products.of_values(of_score_PB, k_XHd), rows)
-    of_k_XHd = products.over_rows(of_score_PB, _by_row(q_XHd, rows), k_XHd)
-    return of_q_XHd.mul_(scale), of_k_XHd.mul_(scale), of_v_XHd
-
-
-def _by_row(x_XHd: Tensor, rows: _Rows) -> Tensor:
-    """Each row's query, zeros in rows that fill a tile: (X, H, d) -> (P, d)."""
-    if rows.tile:
-        x_XHd = pad(x_XHd, (0, 0, 0, 1))
-    return _take(x_XHd.flatten(0, 1), rows.query_P)
-
-
-def _by_query(x_Pd: Tensor, rows: _Rows) -> Tensor:
-    """Sums of a query's rows: (P, d) -> (X, H, d)."""
-    row = rows.row_XHS
-    return embedding_bag(row.flatten(0, 1), x_Pd, mode="sum").view(*row.shape[:2], -1)
+    score_PB.sub_(rows.of_queries(mean_XH1).mul_(share_P1)).mul_(weight_PB)
+    of_q_XHd = rows.sums(products.of_values(score_PB, k_XHd))
+    torch.mul(of_q_XHd, q_XHd.shape[2] ** -0.5, out=into[0])
+    products.over_rows(score_PB, rows.of_queries(q_XHd), into[1])
 
 
 def _take(x_NK: Tensor, at_P: Tensor) -> Tensor:
@@ -336,15 +368,11 @@ def _take(x_NK: Tensor, at_P: Tensor) -> Tensor:
     return x_NK.gather(0, at_P[:, None].expand(-1, x_NK.shape[1]))
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _chunk(x_XHd: Tensor, weight_bytes: int) -> int:
-    """Attentions that are computed at a time: all, but on CPUs what caches hold."""
+def _chunk(x_XHd: Tensor, weights: int) -> int:
+    """Attentions of so many weights each that are computed at a time: all, but on CPUs few."""
     if x_XHd.device.type != "cpu":
         return max(1, x_XHd.shape[0])
-    return max(1, _CHUNK_BYTES * torch.get_num_threads() // weight_bytes)
+    return max(1, _CHUNK_BYTES * torch.get_num_threads() // (weights * x_XHd.element_size()))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

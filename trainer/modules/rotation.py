@@ -105,7 +105,7 @@ class Rotations(nn.Module):
         Raises:
             RuntimeError: when there was none.
         """
-        rotation_KCC = self._last().detach()
+        rotation_KCC = self._last().detach().double()  # autocast leaves double precision alone
         error_KCC = rotation_KCC.mT @ rotation_KCC - torch.eye(self.dim).to(rotation_KCC)
         measured = {"orthogonality_error": float(error_KCC.abs().max())}
         num_rotations = rotation_KCC.shape[0]

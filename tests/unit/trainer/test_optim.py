@@ -143,3 +143,41 @@ def test_zero_grad_drops_gradients_of_network_and_tables():
     optimizer.zero_grad()
     assert table.grad is None
     assert network.weight.grad is None
+
+
+class Turns:
+    """A tower whose bias learns in every third step, and the rest in all others."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def parameters_with_turns(self):
+        return [self.network.bias]
+
+    def is_their_turn(self, step):
+        return step % 3 == 2
+
+
+def test_parts_learn_in_turn():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 2)
+    twins = {"weight": network.weight.detach().clone(), "bias": network.bias.detach().clone()}
+    adams = {
+        name: torch.optim.AdamW([torch.nn.Parameter(value)], lr=0.1, weight_decay=0.5)
+        for name, value in twins.items()
+    }
+    config = OptimConfig(dense_lr=0.1, weight_decay=0.5, max_dense_norm=None)
+    optimizer = DenseOptimizer(
+        network, {}, RecordedFused(), tables=[], config=config, num_steps=9, turns=Turns(network)
+    )
+    for step in range(9):
+        optimizer.zero_grad()
+        network(torch.randn(5, 4)).square().mean().backward()
+        learns = "bias" if step % 3 == 2 else "weight"
+        adam = adams[learns]
+        twin = adam.param_groups[0]["params"][0]
+        twin.grad = getattr(network, learns).grad.clone()
+        optimizer.step()
+        adam.step()
+        for name, other in adams.items():
+            torch.testing.assert_close(getattr(network, name), other.param_groups[0]["params"][0])

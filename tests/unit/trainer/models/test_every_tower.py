@@ -20,6 +20,7 @@ from trainer.models.pepnet import PEPNetConfig
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
+from trainer.models.store import StoreConfig
 from trainer.models.tower import TowerConfig
 from trainer.models.transformer import TransformerConfig
 from trainer.models.wide_deep import WideDeepConfig
@@ -64,6 +65,26 @@ TOWERS = {
     "rankmixer": RankMixerConfig(**TOKENS),
     "rankmixer_moe_dense": RankMixerMoEConfig(**TOKENS, num_experts=3),
     "rankmixer_moe_sparse": RankMixerMoEConfig(**TOKENS, num_experts=3, training="sparse"),
+    "store": StoreConfig(
+        num_tokens=7,
+        groups=(("user",), ("dense",)),
+        group_dim=4,
+        group_hidden_dim=8,
+        num_heads=3,
+        ffn_dim=16,
+        sparsity=4 / 7,
+    ),
+    "store_vanilla_not_rotated": StoreConfig(
+        num_tokens=7,
+        groups=(("user", "dense"),),
+        group_dim=8,
+        group_hidden_dim=8,
+        num_heads=3,
+        ffn_dim=16,
+        sparsity=0.0,
+        block_size=None,
+        rotation="none",
+    ),
 }
 
 
