@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "metrics of a finished run, with intervals and buckets",
     "export": "a trained run -> a folder for serving, quantised and measured",
     "predict": "score a parquet file with an exported model",
+    "retrieve": "items for users, out of a trained DIG model",
     "compare": "train and report a named comparison: quality, storage, speed",
     "scale": "sweep tower sizes and fit loss over size",
     "demo": "from nothing to the report on MovieLens-1M",

@@ -11,6 +11,7 @@ from launch.tokenize import TokenizeArgs, command, quality_tables, tokenize
 from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.run_inputs import load_tokens
 from trainer.sasrec_tokens import SASRecTokensConfig
 
@@ -23,6 +24,11 @@ def prepare(experiment: Experiment, console: Console) -> None:
             made with other settings.
     """
     dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
+    item = experiment.model.item
+    if isinstance(item, LearnedTokensConfig) and item.embeddings is not None:
+        if not item.embeddings.exists():
+            _embed_texts(experiment, item.text_column, item.embeddings, console)
+        return
     config = experiment.tokenizer
     if config is not None and not config.folder.exists():
         if not config.embeddings.exists():
@@ -46,11 +52,16 @@ def _embed(experiment: Experiment, config: TokensConfig, console: Console) -> No
             items=items, out=config.embeddings, embedding_column=config.embedding_column
         )
         shown = f"--embedding-column {config.embedding_column}"
+        _show(f"farewell embed --items {items} {shown} --out {config.embeddings}", console)
+        embed(arguments)
     else:
-        arguments = EmbedArgs(items=items, out=config.embeddings, text_column=(config.text_column,))
-        shown = f"--text-column {config.text_column}"
-    _show(f"farewell embed --items {items} {shown} --out {config.embeddings}", console)
-    embed(arguments)
+        _embed_texts(experiment, config.text_column, config.embeddings, console)
+
+
+def _embed_texts(experiment: Experiment, column: str, out: Path, console: Console) -> None:
+    items = experiment.data.folder / "items.parquet"
+    _show(f"farewell embed --items {items} --text-column {column} --out {out}", console)
+    embed(EmbedArgs(items=items, out=out, text_column=(column,)))
 
 
 def _embed_behaviour(

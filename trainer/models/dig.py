@@ -69,7 +69,7 @@ class DigModelConfig(RankingModelConfig):
         ValueError: naming the field, what was found and what is expected.
     """
 
-    item: LearnedTokensConfig  # type: ignore[assignment]  # in place of what the base class reads
+    item: LearnedTokensConfig  # type: ignore[assignment]  # not what the base class reads
     recall_weight: float = 1.0
     commit_weight: float = 0.25
     sem_weight: float = 0.1

@@ -1,4 +1,4 @@
-"""What an item is to DIG: static features, from which a tokenizer inside the model learns its SID."""
+"""What an item is to DIG: static features, from which its SID is learned inside the model."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_experiments_leave_static_columns_to_the_tokenizer():
     for made in (dig.smoke(), dig.movielens1m()):
         tables = {table.name for table in made.tables}
         assert not tables & {field.name for field in made.model.item.fields}
-        assert {feature for feature in made.model.item.features} <= tables
+        assert set(made.model.item.features) <= tables
     assert dig.movielens1m().model.item.dim == 64
     assert dig.movielens1m().train.batch_size == 2048
     assert datasets.smoke().data.schema != dig.smoke().data.schema

@@ -1,0 +1,203 @@
+"""Beam search by prefixes' own scores against trying every SID, and the index behind it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.tiny_dig import ITEM, NUM_ITEMS, batches_of_ranks, dig_model
+from trainer.generation import TupleTrie
+from trainer.item_index import IndexMismatchError, ItemIndex
+from trainer.prefix_search import prefix_search
+from trainer.retrieval import DigRetriever, DigScorer, build_index, tokens_fingerprint
+
+CODES = np.array([[0, 1, 2], [0, 1, 3], [0, 2, 2], [3, 0, 0], [3, 0, 1], [3, 3, 3], [0, 1, 2]])
+
+
+class TableScorer:
+    """A score for every prefix and row, drawn once."""
+
+    def __init__(self, num_rows, seed=0):
+        rng = np.random.default_rng(seed)
+        self.scores = [rng.random((num_rows, *(4,) * (level + 1))) for level in range(3)]
+        self.num_rows = num_rows
+
+    def start(self):
+        return torch.zeros(self.num_rows, 1, 0, dtype=torch.int64)
+
+    def extend(self, level, state, parent, code):
+        rows = torch.arange(self.num_rows)[:, None]
+        longer = torch.cat([state[rows, parent], code[..., None]], dim=2)
+        values = torch.from_numpy(self.scores[level])
+        return values[(rows.expand_as(code), *longer.unbind(2))], longer
+
+    def take(self, state, chosen):
+        return state[torch.arange(self.num_rows)[:, None], chosen]
+
+
+def naive(scores, row, width, tuples):
+    """Level by level; `tuples` are those that exist."""
+    beams = [()]
+    for level in range(3):
+        longer = {t[: level + 1] for t in tuples if t[:level] in beams}
+        beams = sorted(longer, key=lambda t: -scores[level][(row, *t)])[:width]
+    return beams
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 100])
+@pytest.mark.parametrize("free", [False, True])
+def test_equals_a_search_row_by_row(width, free):
+    scorer = TableScorer(6)
+    every = list(itertools.product(range(4), repeat=3))
+    tuples = every if free else [tuple(row) for row in CODES.tolist()]
+    found = prefix_search(
+        scorer,
+        num_rows=6,
+        num_levels=3,
+        num_codes=4,
+        width=width,
+        trie=None if free else TupleTrie(CODES, num_codes=4),
+        device=torch.device("cpu"),
+    )
+    for row in range(6):
+        is_real = found.scores_RW[row] > float("-inf")
+        mine = [tuple(codes) for codes in found.codes_RWL[row][is_real].tolist()]
+        assert mine == naive(scorer.scores, row, width, tuples)
+        assert torch.equal(found.state[row], found.codes_RWL[row])
+    if width == 100 and not free:  # exhaustive: the best SIDs of all
+        best = [
+            max(map(tuple, CODES.tolist()), key=lambda t: scorer.scores[2][(r, *t)])
+            for r in range(6)
+        ]
+        assert [tuple(codes) for codes in found.codes_RWL[:, 0].tolist()] == best
+
+
+def test_width_below_one_is_refused():
+    with pytest.raises(ValueError, match="width is 0"):
+        prefix_search(
+            TableScorer(1),
+            num_rows=1,
+            num_levels=3,
+            num_codes=4,
+            width=0,
+            trie=None,
+            device=torch.device("cpu"),
+        )
+
+
+def index(tokens="abc"):
+    return ItemIndex(np.arange(10, 17), CODES.astype(np.int32), 4, tokens)
+
+
+def test_index_gives_the_items_of_a_leaf():
+    made = index()
+    of, position = made.positions(torch.tensor([0, 3, 0]))
+    assert of.tolist() == [0, 0, 1, 2, 2]
+    assert sorted(made.item_ids[position[:2].numpy()].tolist()) == [10, 16]
+    assert made.codes[position[2]].tolist() == [3, 0, 0]
+
+
+def test_index_saves_loads_and_takes_new_items(tmp_path):
+    index().save(tmp_path / "index")
+    loaded = ItemIndex.load(tmp_path / "index", tokens="abc")
+    assert loaded.fingerprint == index().fingerprint
+    more = loaded.with_items(np.array([99]), np.array([[1, 1, 1]]))
+    _, position = more.positions(torch.tensor([more.trie.num_nodes[-1] - 4]))
+    assert more.item_ids[position.numpy()].tolist() == [99]
+    assert more.fingerprint != loaded.fingerprint
+    more.save(tmp_path / "index")
+    assert len(ItemIndex.load(tmp_path / "index").item_ids) == 8
+    with pytest.raises(ValueError, match="twice"):
+        more.with_items(np.array([99]), np.array([[1, 1, 2]]))
+
+
+def test_index_of_other_tokens_or_damaged_is_refused(tmp_path):
+    index().save(tmp_path / "index")
+    with pytest.raises(IndexMismatchError, match="tokenizer abc"):
+        ItemIndex.load(tmp_path / "index", tokens="xyz")
+    path = tmp_path / "index" / "index.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(IndexMismatchError, match=r"damaged|expected"):
+        ItemIndex.load(tmp_path / "index")
+    with pytest.raises(IndexMismatchError, match="expected an index"):
+        ItemIndex.load(tmp_path / "none")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = dig_model()
+    batch = batches_of_ranks(1, 24, 1)[0][0]
+    model(batch)
+    model.eval()
+    made = build_index(model.network, np.arange(NUM_ITEMS) * 7)
+    retriever = DigRetriever(model.network, made, np.arange(NUM_ITEMS), width=500)
+    with torch.no_grad():
+        pooled, items = model.sparse(batch)
+    return model, batch, pooled, items, retriever
+
+
+def test_wide_beams_score_every_sid_of_the_catalogue(trained):
+    model, batch, pooled, items, retriever = trained
+    request = retriever.request(batch, pooled)
+    found = retriever.retrieve(request, items)
+    network = model.network
+    codes = network.catalogue_codes()
+    sid = network.sid_table(items)
+    for row in (0, 7, 23):
+        assert sorted(x for x in found.item_RC[row].tolist() if x >= 0) == list(range(NUM_ITEMS))
+        one = request.take(torch.tensor([row]))
+        for place in range(0, NUM_ITEMS, 9):
+            item = int(found.item_RC[row, place])
+            prefix, total = torch.zeros(ITEM.dim), 0.0
+            for level in range(3):
+                prefix = prefix + sid[level, codes[item, level]]
+                inputs = torch.cat([one.user_BE[0], prefix])
+                total = total + network.predictor.levels[level](inputs)
+            with torch.no_grad():
+                recall = network.recall(one, prefix[None, None], total[None, None] / 3)
+                rank = network.rank(one, retriever.e_ND[item][None, None], total[None, None] / 3)
+            assert found.recall_RC[row, place].item() == pytest.approx(
+                recall[0, 0, 0].sigmoid().item(), abs=1e-5
+            )
+            assert found.rank_RC[row, place].item() == pytest.approx(
+                rank[0, 0, 0].sigmoid().item(), abs=1e-5
+            )
+
+
+def test_free_beams_end_in_existing_items(trained):
+    model, batch, pooled, items, retriever = trained
+    free = DigRetriever(model.network, retriever.index, np.arange(NUM_ITEMS), width=8**3, free=True)
+    request = retriever.request(batch, pooled)
+    found = free.retrieve(request, items)
+    expected = retriever.retrieve(request, items)
+    assert torch.equal(
+        found.item_RC.sort(1).values[:, -NUM_ITEMS:], expected.item_RC.sort(1).values
+    )
+    one, other = (x.best(9, x.rank_RC)[1] for x in (found, expected))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_parts_of_a_large_search_give_the_same(trained, monkeypatch):
+    model, batch, pooled, items, retriever = trained
+    request = retriever.request(batch, pooled)
+    scorer = DigScorer(model.network, request, model.network.sid_table(items))
+    state = scorer.start()
+    parent = torch.zeros(24, 8, dtype=torch.int64)
+    code = torch.arange(8).expand(24, 8)
+    with torch.no_grad():
+        whole = scorer.extend(0, state, parent, code)
+        monkeypatch.setattr("trainer.retrieval._SCORED_VALUES", 1)
+        parts = scorer.extend(0, state, parent, code)
+    torch.testing.assert_close(parts[0], whole[0])
+    torch.testing.assert_close(parts[1].u2t_RCF, whole[1].u2t_RCF)
+
+
+def test_fingerprint_follows_encoder_and_codebooks(trained):
+    model = trained[0]
+    before = tokens_fingerprint(model.network)
+    model.network.quantizer.codebooks_LKD[0, 0, 0] += 1
+    assert tokens_fingerprint(model.network) != before
+    model.network.quantizer.codebooks_LKD[0, 0, 0] -= 1

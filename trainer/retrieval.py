@@ -1,0 +1,267 @@
+"""Retrieval with a DIG ranker: beam search over SIDs, then ranking of what the index holds.
+
+Legend: R requests, W beams, C candidates of the request that has most, N items, L levels, D item
+dim, E width of e_u, F width of cross features (d_c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from trainer.batch import Batch
+from trainer.item_index import ItemIndex
+from trainer.models.dig import DigNetwork, Request
+from trainer.modules.user_to_token import prefix_means
+from trainer.prefix_search import FoundPrefixes, prefix_search
+
+_SCORED_VALUES = 1 << 25  # of the Mixer's input, held at a time: 128 MiB of float32
+_MAIN_TASK = 0
+
+
+class PrefixState(NamedTuple):
+    """What the search keeps of prefixes.
+
+    Attributes:
+        prefix_RCD: e_sid^(1:l).
+        u2t_RCF: sum of the predicted u2t^(1) to u2t^(l).
+    """
+
+    prefix_RCD: Tensor
+    u2t_RCF: Tensor
+
+
+class DigScorer:
+    """Scores prefixes with the shared Mixer and MLP_u2t (Eq. 16).
+
+    Args:
+        network: in evaluation mode.
+        request: whom to retrieve for.
+        sid_LKD: SID embeddings.
+    """
+
+    def __init__(self, network: DigNetwork, request: Request, sid_LKD: Tensor) -> None:
+        self.network = network
+        self.request = request
+        self.sid_LKD = sid_LKD
+        self._width = network.user_dim + network.cross_dim + 3 * network.config.item.dim
+
+    def start(self) -> PrefixState:
+        """The empty prefix of each request."""
+        user_RE, network = self.request.user_BE, self.network
+        shape = (len(user_RE), 1)
+        return PrefixState(
+            user_RE.new_zeros(*shape, network.config.item.dim, dtype=torch.float32),
+            user_RE.new_zeros(*shape, network.cross_dim, dtype=torch.float32),
+        )
+
+    def extend(
+        self, level: int, state: PrefixState, parent_RC: Tensor, code_RC: Tensor
+    ) -> tuple[Tensor, PrefixState]:
+        """Logits of the main task, and the state, of longer prefixes."""
+        num_rows, num_candidates = code_RC.shape
+        scores, states = [], []
+        part = max(1, _SCORED_VALUES // (self._width * max(1, num_candidates)))
+        for row_P in torch.arange(num_rows, device=code_RC.device).split(part):
+            before = _take(PrefixState(*(value[row_P] for value in state)), parent_RC[row_P])
+            request = self.request.take(row_P)
+            prefix_PCD = before.prefix_RCD + self.sid_LKD[level][code_RC[row_P]]
+            predicted = self.network.predictor.level(
+                level, request.user_BE.unsqueeze(1), prefix_PCD
+            )
+            after = PrefixState(prefix_PCD, before.u2t_RCF + predicted)
+            logits = self.network.recall(request, prefix_PCD, after.u2t_RCF / (level + 1))
+            scores.append(logits[..., _MAIN_TASK])
+            states.append(after)
+        return torch.cat(scores), PrefixState(*map(torch.cat, zip(*states, strict=True)))
+
+    def take(self, state: PrefixState, chosen_RW: Tensor) -> PrefixState:
+        """The state of some prefixes of each request."""
+        return _take(state, chosen_RW)
+
+
+def _take(state: PrefixState, at_RC: Tensor) -> PrefixState:
+    rows_R1 = torch.arange(len(at_RC), device=at_RC.device).unsqueeze(1)
+    return PrefixState(*(value[rows_R1, at_RC] for value in state))
+
+
+class CrossSource(Protocol):
+    """Full cross features of pairs, where they are known."""
+
+    def of(self, request_M: Tensor, item_row_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross features (M, F) as the network encodes them, and whether each pair is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Items of each request, padded to the request that has most.
+
+    Attributes:
+        item_RC: int64 rows of items.parquet; -1 where there is none.
+        rank_RC: probabilities by the ranker (Eq. 17).
+        recall_RC: probabilities of the items' SIDs (Eq. 16); -1 where there is no item.
+    """
+
+    item_RC: Tensor
+    rank_RC: Tensor
+    recall_RC: Tensor
+
+    def best(self, number: int, by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Items, their rank and recall scores (R, up to `number`), best first in `by` (R, C)."""
+        by = by.masked_fill(self.item_RC < 0, float("-inf"))
+        best_RN = by.argsort(dim=1, descending=True, stable=True)[:, :number]
+        return tuple(x.gather(1, best_RN) for x in (self.item_RC, self.rank_RC, self.recall_RC))
+
+
+class DigRetriever:
+    """Beam search and ranking over one index.
+
+    Args:
+        network: trained; set to evaluation.
+        index: items by SID.
+        item_rows: int64 (N,), row of items.parquet of each item of the index.
+        width: beams.
+        free: search all K^L SIDs and keep those that exist, in place of existing prefixes alone.
+    """
+
+    def __init__(
+        self,
+        network: DigNetwork,
+        index: ItemIndex,
+        item_rows: NDArray[np.int64],
+        *,
+        width: int,
+        free: bool = False,
+    ) -> None:
+        self.network = network.eval()
+        self.index = index
+        self.width = width
+        self.free = free
+        self.e_ND = network.encode_catalogue()
+        self._item_row = torch.from_numpy(item_rows).to(self.e_ND.device)
+
+    @torch.no_grad()
+    def request(self, batch: Batch, pooled: KeyedTensor) -> Request:
+        """Type II of a batch's impressions."""
+        with self.network.autocast(batch.dense_BF.device):
+            return self.network.request(batch, pooled, self.network.encode_items(batch))
+
+    @torch.no_grad()
+    def search(
+        self, request: Request, items: dict[str, JaggedTensor]
+    ) -> FoundPrefixes[PrefixState]:
+        """The best SIDs of each request."""
+        item = self.network.config.item
+        with self.network.autocast(request.user_BE.device):
+            return prefix_search(
+                DigScorer(self.network, request, self.network.sid_table(items)),
+                num_rows=len(request.user_BE),
+                num_levels=item.num_levels,
+                num_codes=item.num_codes,
+                width=self.width,
+                trie=None if self.free else self.index.trie,
+                device=request.user_BE.device,
+            )
+
+    @torch.no_grad()
+    def retrieve(
+        self,
+        request: Request,
+        items: dict[str, JaggedTensor],
+        cross: CrossSource | None = None,
+        first_request: int = 0,
+    ) -> Retrieved:
+        """The items of the best SIDs, ranked with full cross features.
+
+        Args:
+            request: whom to retrieve for.
+            items: every row of the SID embeddings, by feature.
+            cross: cross features of pairs; a pair that it does not know is ranked with what
+                MLP_u2t predicts for the item's SID.
+            first_request: number of the first request, as `cross` counts them.
+        """
+        found = self.search(request, items)
+        leaf_RW, exists_RW = self._leaves(found)
+        beam_M = exists_RW.flatten().nonzero().squeeze(1)
+        of, position = self.index.positions(leaf_RW.flatten()[beam_M])
+        beam = beam_M[of]
+        num_rows, num_beams = leaf_RW.shape
+        row = beam // num_beams
+        number_R = torch.bincount(row, minlength=num_rows)
+        column = torch.arange(len(row), device=row.device)
+        column = column - (number_R.cumsum(0) - number_R)[row]
+        shape = (num_rows, max(1, int(number_R.max())))
+        item_M = self._item_row[position]
+        item_RC = item_M.new_full(shape, -1)
+        item_RC[row, column] = item_M
+        cross_MF = found.state.u2t_RCF.flatten(0, 1)[beam] / self.network.config.item.num_levels
+        if cross is not None:
+            known_MF, is_known = cross.of(row + first_request, item_M)
+            cross_MF = torch.where(is_known.unsqueeze(1), known_MF, cross_MF)
+        cross_RCF = cross_MF.new_zeros(*shape, cross_MF.shape[1])
+        cross_RCF[row, column] = cross_MF
+        recall_RC = torch.full(shape, -1.0, device=row.device)
+        recall_RC[row, column] = found.scores_RW.flatten()[beam].sigmoid()
+        with self.network.autocast(row.device):
+            e_RCD = self.e_ND[item_RC.clamp_min(0)]
+            logits_RC = self.network.rank(request, e_RCD, cross_RCF)[..., _MAIN_TASK]
+        return Retrieved(item_RC, logits_RC.sigmoid(), recall_RC)
+
+    def _leaves(self, found: FoundPrefixes[PrefixState]) -> tuple[Tensor, Tensor]:
+        """The trie's leaf of each SID that was found, and whether it exists."""
+        exists_RW = found.scores_RW > float("-inf")
+        if not self.free:
+            return found.leaf_RW, exists_RW
+        node_RW = torch.zeros_like(found.codes_RWL[..., 0])
+        for level, code_RW in enumerate(found.codes_RWL.unbind(dim=2)):
+            node_RW, is_there_RW = self.index.trie.find(level, node_RW, code_RW)
+            exists_RW = exists_RW & is_there_RW
+        return node_RW, exists_RW
+
+
+@torch.no_grad()
+def recall_logits(
+    network: DigNetwork, batch: Batch, pooled: KeyedTensor, items: dict[str, JaggedTensor]
+) -> Tensor:
+    """The retrieval path's logits of each impression's own item by its full SID, (B,).
+
+    Set against the ranking path's, they give the gap of the paper's Table 4.
+    """
+    with network.autocast(batch.dense_BF.device):
+        encoded = network.encode_items(batch)
+        request = network.request(batch, pooled, encoded)
+        place_B = encoded.place_U.index_select(0, batch.candidate_B)
+        codes_BL = network.quantizer(encoded.e_XD).codes_ML.index_select(0, place_B)
+        prefix_BLD = network.prefixes(network.sid_table(items), codes_BL)
+        predicted_BLF = prefix_means(network.predictor(request.user_BE, prefix_BLD))
+        logits = network.recall(request, prefix_BLD[:, -1:], predicted_BLF[:, -1:])
+    return logits[:, 0, _MAIN_TASK]
+
+
+def build_index(network: DigNetwork, item_ids: NDArray[np.int64]) -> ItemIndex:
+    """The index of the catalogue that a network knows.
+
+    Args:
+        network: trained.
+        item_ids: ids in the catalogue's order.
+    """
+    codes = network.catalogue_codes().cpu().numpy().astype(np.int32)
+    return ItemIndex(item_ids, codes, network.config.item.num_codes, tokens_fingerprint(network))
+
+
+def tokens_fingerprint(network: DigNetwork) -> str:
+    """SHA-256 over encoder and codebooks: what decides an item's SID."""
+    digest = hashlib.sha256()
+    tensors = {**network.encoder.state_dict(), "codebooks": network.quantizer.codebooks_LKD}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,244 @@
+"""Retrieval with a run's newest checkpoint: for requests from a file, or for a part of the log.
+
+Legend: R requests, K items that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from trainer.batch import Batch
+from trainer.checkpoint import CheckpointError
+from trainer.data.dataset import Dataset
+from trainer.data.reader import InteractionReader
+from trainer.data.schema import RowRange
+from trainer.distributed import start_ranks
+from trainer.experiment import Experiment
+from trainer.item_index import ItemIndex
+from trainer.metrics import auc
+from trainer.models.dig import DigNetwork
+from trainer.modules.learned_tokens import ITEM_ROW
+from trainer.parallelize import unwrapped
+from trainer.retrieval import DigRetriever, build_index, recall_logits, tokens_fingerprint
+from trainer.retrieval_files import PairFeatures, write_request_log
+from trainer.run import Trainer
+from trainer.run_folder import RunFolder, log_to
+
+_BATCH = 64
+MAX_TARGETS = 20_000
+"""Positive impressions of a part of the log that are retrieved for, evenly spaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """How to retrieve.
+
+    Args:
+        width: beams.
+        top: items that are kept.
+        free: search all SIDs, not only those that exist.
+        index: folder of the index; made from the checkpoint where it is missing, extended by items
+            of items.parquet that it lacks. None for `index` in the run folder.
+    """
+
+    width: int = 50
+    top: int = 10
+    free: bool = False
+    index: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        for name in ("width", "top"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
+
+
+class TrainedRetriever:
+    """A run's model and index; this process alone.
+
+    Args:
+        experiment: that was trained, with the same settings.
+        folder: of the run.
+        options: see :class:`Retrieval`.
+
+    Raises:
+        CheckpointError: when there is no checkpoint, or it is of other settings.
+        IndexMismatchError: when the index is damaged or of another tokenizer.
+        ValueError: for a model without a retrieval path.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, options: Retrieval) -> None:
+        run = RunFolder(folder)
+        ranks = start_ranks()
+        log_to(run.log(ranks.rank))
+        self.options = options
+        self.trainer = Trainer(experiment, run, ranks)
+        network = self.trainer.parallel.network
+        if not isinstance(network, DigNetwork) or not network.config.recall_weight:
+            raise ValueError(
+                f"{experiment.name!r} has no retrieval path; expected a DigModelConfig with "
+                "recall_weight above 0"
+            )
+        newest = self.trainer.checkpoints.newest()
+        if newest is None:
+            raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
+        self.trainer.load(newest)
+        self.trainer.parallel.model.eval()
+        self.network = network
+        self.sparse = unwrapped(self.trainer.parallel.model).sparse
+        index = self._index(options.index or folder / "index")
+        self.retriever = DigRetriever(
+            network,
+            index,
+            self.trainer.dataset.item_rows(index.item_ids),
+            width=options.width,
+            free=options.free,
+        )
+
+    def _index(self, folder: Path) -> ItemIndex:
+        """The index on the disk, up to date with items.parquet."""
+        fresh = build_index(self.network, self.trainer.dataset.item_ids)
+        if not folder.exists():
+            fresh.save(folder)
+            return fresh
+        index = ItemIndex.load(folder, tokens=tokens_fingerprint(self.network))
+        is_new = ~np.isin(fresh.item_ids, index.item_ids)
+        if is_new.any():
+            index = index.with_items(fresh.item_ids[is_new], fresh.codes[is_new])
+            index.save(folder)
+        return index
+
+    def _batches(
+        self, dataset: Dataset, rows: RowRange
+    ) -> Iterator[tuple[Batch, KeyedTensor, dict[str, JaggedTensor]]]:
+        """Batches of a log in its order, with their embeddings."""
+        reader = InteractionReader(
+            dataset,
+            rows=rows,
+            item_features=self.trainer.item_features,
+            batch_size=_BATCH,
+            rank=0,
+            world_size=1,
+            shuffle_rows=None,
+            seed=0,
+            drop_last=False,
+        )
+        with torch.no_grad():
+            for batch in reader:
+                batch = batch.to(self.trainer.ranks.device)
+                yield batch, *self.sparse(batch)
+
+    def for_requests(self, requests: Path, out: Path, cross: Path | None = None) -> int:
+        """Write the best items of each request: `request`, `rank`, item id, `score`, `recall`.
+
+        Args:
+            requests: parquet file, see `trainer.retrieval_files.write_request_log`.
+            out: parquet file that is written.
+            cross: parquet file with cross features of pairs, see `PairFeatures`.
+
+        Returns:
+            number of requests.
+        """
+        dataset = self.trainer.dataset
+        requests_of, ranks_of, items, scores, recalls = [], [], [], [], []
+        with tempfile.TemporaryDirectory() as scratch:
+            order = write_request_log(requests, Path(scratch) / "log", dataset)
+            pairs = None if cross is None else PairFeatures(cross, dataset, self.network, order)
+            log = Dataset.open(Path(scratch) / "log", dataset.schema)
+            done = 0
+            for batch, pooled, embedded in self._batches(log, RowRange(0, len(order))):
+                request = self.retriever.request(batch, pooled)
+                found = self.retriever.retrieve(request, embedded, pairs, done)
+                item, score, recall = found.best(self.options.top, found.rank_RC)
+                row, place = (item >= 0).nonzero(as_tuple=True)
+                requests_of.append(order[(row + done).cpu().numpy()])
+                ranks_of.append(place.cpu().numpy() + 1)
+                items.append(dataset.item_ids[item[row, place].cpu().numpy()])
+                scores.append(score[row, place].float().cpu().numpy())
+                recalls.append(recall[row, place].float().cpu().numpy())
+                done += batch.batch_size
+        table = pa.table(
+            {
+                "request": np.concatenate(requests_of),
+                "rank": np.concatenate(ranks_of),
+                dataset.schema.item: np.concatenate(items),
+                "score": np.concatenate(scores),
+                "recall": np.concatenate(recalls),
+            }
+        ).sort_by([("request", "ascending"), ("rank", "ascending")])
+        partial = out.with_name(f".{out.name}.partial")
+        pq.write_table(table, partial)
+        partial.replace(out)
+        return len(order)
+
+    def measure(self, rows: RowRange) -> dict[str, Any]:
+        """Recall and NDCG over the whole catalogue, and the AUCs of both paths (Tables 2 and 4).
+
+        Each positive impression is a request whose one right answer is its item. Items that the
+        user knows are not left out.
+
+        Args:
+            rows: part of the log.
+        """
+        labels, ranks, recalls = [], [], []
+        places: dict[str, list[Tensor]] = {"recall_order": [], "rank_order": []}
+        dataset, task = self.trainer.dataset, self.trainer.dataset.schema.labels[0]
+        positive = dataset.read(rows, [task])[task] > 0.5
+        chosen = np.zeros(len(rows), dtype=bool)
+        at = np.flatnonzero(positive)
+        chosen[at[:: -(-len(at) // MAX_TARGETS) or 1]] = True
+        for batch, pooled, items in self._batches(dataset, rows):
+            found = self.network(batch, pooled, items)
+            ranks.append(found.logits_BN[:, 0].cpu())
+            recalls.append(recall_logits(self.network, batch, pooled, items).cpu())
+            labels.append(batch.labels_BN[:, 0].cpu())
+            row_of = torch.from_numpy(chosen[batch.row_B.cpu().numpy() - rows.start]).nonzero()
+            row_M = row_of.squeeze(1).to(batch.candidate_B.device)
+            if not len(row_M):
+                continue
+            request = self.retriever.request(batch, pooled).take(row_M)
+            best = self.retriever.retrieve(request, items)
+            target_M = batch.items[ITEM_ROW].values()[batch.candidate_B[row_M]]
+            for name, by in (("recall_order", best.recall_RC), ("rank_order", best.rank_RC)):
+                item = best.best(self.options.top, by)[0]
+                hit = item == target_M.unsqueeze(1)
+                place = torch.where(hit.any(dim=1), hit.int().argmax(dim=1), -1)
+                places[name].append(place.cpu())
+        truth = torch.cat(labels).double().numpy()
+        rank_auc = auc(truth, torch.cat(ranks).double().sigmoid().numpy())
+        recall_auc = auc(truth, torch.cat(recalls).double().sigmoid().numpy())
+        return {
+            "at": self.options.top,
+            "beam_width": self.options.width,
+            "targets": int(chosen.sum()),
+            "items": len(self.retriever.index.item_ids),
+            "rank_auc": rank_auc,
+            "recall_auc": recall_auc,
+            "gap": recall_auc - rank_auc,
+            **{name: recall_and_ndcg(torch.cat(found)) for name, found in places.items() if found},
+        }
+
+
+def recall_and_ndcg(place_M: Tensor) -> dict[str, float]:
+    """Recall and NDCG of lists with one right answer each, from its place (-1 for none)."""
+    gain = [1 / math.log2(place + 2) if place >= 0 else 0.0 for place in place_M.tolist()]
+    return {
+        "recall": float((place_M >= 0).double().mean()),
+        "ndcg": float(np.mean(gain)),
+    }
