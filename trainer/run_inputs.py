@@ -34,7 +34,6 @@ from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.modules.vq_encoder import StaticFeatures
 from trainer.sasrec_tokens import SASRecTokensConfig
-from trainer.sasrec_tokens import SASRecTokensConfig
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,6 @@ def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
         "collisions": (manifest.get("collisions", "keep"), config.collisions),
         "alignment": (_settings(manifest.get("embeddings", {})), _alignment(config)),
         "sasrec": (manifest.get("embeddings", {}).get("sasrec"), _sasrec(config)),
-        "sasrec": (manifest.get("embeddings", {}).get("sasrec"), _sasrec(config)),
     }
     for name, (made_with, wanted) in settings.items():
         if made_with != wanted:
@@ -93,13 +91,6 @@ def _alignment(config: TokensConfig) -> Any:
     if config.alignment is not None:
         return json.loads(json.dumps([asdict(config.alignment), config.feature_columns]))
     return _settings(read_made(config.embeddings) if config.embeddings.exists() else {})
-
-
-def _sasrec(config: TokensConfig) -> Any:
-    """Settings of the SASRec that gave embeddings; None where none did."""
-    if isinstance(config, SASRecTokensConfig):
-        return json.loads(json.dumps(asdict(config.sasrec)))
-    return read_made(config.embeddings).get("sasrec") if config.embeddings.exists() else None
 
 
 def _sasrec(config: TokensConfig) -> Any:
