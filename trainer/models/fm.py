@@ -44,12 +44,13 @@ class FM(nn.Module):
         super().__init__()
         self.config = config
         self.out_dim = 2
-        self.fields = FieldVectors(feature_dims, config.field_dim, model="FM")
-        self.first_order = nn.Linear(sum(feature_dims.values()), 1)
-        self.blocks = nn.ModuleList([self.first_order, self.fields])
+        first_order = nn.Linear(sum(feature_dims.values()), 1)
+        fields = FieldVectors(feature_dims, config.field_dim, model="FM")
+        self.blocks = nn.ModuleList([first_order, fields])
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(B, F) -> (B, 2)."""
-        first_B1 = self.first_order(x_BF)
-        second_B1 = pairwise_products(self.fields(x_BF))
+        first_order, fields = self.blocks
+        first_B1 = first_order(x_BF)
+        second_B1 = pairwise_products(fields(x_BF))
         return torch.cat([first_B1, second_B1.to(first_B1.dtype)], dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import tyro
 
+from trainer.initialize import initialize, parameters_on_meta
 from trainer.models.autoint import AutoIntConfig
 from trainer.models.dcn import DCNConfig
 from trainer.models.dcn_v2 import DCNv2Config
@@ -153,6 +154,13 @@ def test_shape_can_be_built_without_memory(config):
     assert all(weight.is_meta for weight in tower.parameters())
     sizes = [weight.shape for weight in tower.parameters()]
     assert sizes == [weight.shape for weight in build(config).parameters()]
+
+
+def test_every_weight_can_be_drawn_later(config):
+    with parameters_on_meta():
+        tower = config.build(FEATURES)
+    initialize(tower, seed=0, device=torch.device("cpu"))
+    assert all(weight.isfinite().all() for weight in tower.parameters())
 
 
 def test_sizes_are_options_of_the_command_line(config):
