@@ -51,6 +51,11 @@ def main_movielens1m() -> Comparison:
     return store_studies.main("store.main_movielens1m", datasets.movielens1m())
 
 
+def main_movielens1m_collm() -> Comparison:
+    """Table 1: baselines and STORE; on CoLLM's split of MovieLens-1M."""
+    return store_studies.main("store.main_movielens1m_collm", datasets.movielens1m_collm())
+
+
 def main_synthetic_high_churn() -> Comparison:
     """Table 1: baselines and STORE; on a simulated log of high churn."""
     return store_studies.main(
