@@ -53,7 +53,7 @@ class Job:
         """Standard output and error so far."""
         return self.output.read_text()
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=400):
         """Exit code."""
         return self.process.wait(timeout)
 
@@ -67,15 +67,17 @@ class Job:
 
     def ranks(self):
         """Processes that train, by rank."""
-        found = {}
+        found, spawned = {}, []
         for process in self.everything()[1:]:
             try:
-                rank = process.environ().get("RANK")
-                if rank is not None and process.environ().get("LOCAL_RANK") is not None:
-                    found.setdefault(int(rank), process)
+                environment, words = process.environ(), " ".join(process.cmdline())
+                if "LOCAL_RANK" in environment and "RANK" in environment:  # under torchrun
+                    found.setdefault(int(environment["RANK"]), process)
+                elif "multiprocessing.spawn" in words:  # by `farewell train`, one after the other
+                    spawned.append((process.create_time(), process.pid, process))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return found or {rank: entry[-1] for rank, entry in enumerate(sorted(spawned))}
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def torchrun_words(experiment, data, folder, *options):
 
 def wait_for_checkpoints(folder, number, running):
     """Wait until a run has saved so often; its newest checkpoint."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     checkpoints = Checkpoints(folder / "checkpoints")
     while len(checkpoints.complete()) < number:
         assert running.process.poll() is None, running.said

@@ -48,10 +48,9 @@ class Life:
     """One start of the job, until it was killed or ended.
 
     Attributes:
-        memory: (seconds since its first step was saved or 20 s, resident bytes of both ranks).
+        memory: (seconds since it began to train, resident bytes of both ranks), from 20 s on.
     """
 
-    started: float
     memory: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -169,13 +168,13 @@ def run(
     path, lives, kills = folder / name, [], []
     begin = time.monotonic()
     while not (path / "result.json").exists():
-        life = Life(time.monotonic())
+        life = Life()
         lives.append(life)
         # Never at a fixed rhythm, which a checkpoint every minute could agree with.
         until = None if kill_seconds is None else rng.uniform(0.6, 1.4) * kill_seconds
         victim = rng.choice(["rank 0", "rank 1", "torchrun"])
         job = Job(words_of(data, path, num_steps, every), folder)
-        killed = watch(job, life, until, victim)
+        killed = watch(job, life, path / "metrics.jsonl", until, victim)
         if killed is None:
             if job.process.returncode != 0:
                 raise RuntimeError(f"{name} failed by itself: {job.said[-2000:]}")
@@ -199,11 +198,16 @@ def run(
     }
 
 
-def watch(job: Job, life: Life, until: float | None, victim: str) -> float | None:
-    """Measure memory until the job ends or is killed; when it was killed."""
-    start = time.monotonic()
+def watch(job: Job, life: Life, metrics: Path, until: float | None, victim: str) -> float | None:
+    """Measure memory until the job ends or is killed; how long it had trained when killed."""
+    before = changed_at(metrics)
+    start = None
     while job.process.poll() is None:
         time.sleep(SAMPLE_SECONDS)
+        if start is None:
+            if changed_at(metrics) == before:
+                continue
+            start = time.monotonic()
         ranks = job.ranks()
         seconds = time.monotonic() - start
         if len(ranks) == 2 and seconds > WARM_SECONDS:
@@ -220,6 +224,11 @@ def watch(job: Job, life: Life, until: float | None, victim: str) -> float | Non
                 raise RuntimeError(f"{alive} outlived the job")
             return seconds
     return None
+
+
+def changed_at(path: Path) -> int:
+    """When a file was last written to; 0 before there is one."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def growth(memory: Sequence[tuple[float, int]]) -> float | None:

@@ -13,7 +13,7 @@ from tests.integration.rank_processes import RanksFailedError, run_ranks
 from trainer.checkpoint import Checkpoints
 from trainer.stored_state import StoredState
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def saved_steps(folder):

@@ -19,7 +19,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.stop import EXIT_STOPPED
 from trainer.stored_state import StoredState
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LAST = 240
 

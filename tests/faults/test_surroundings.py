@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.processes import assert_same_end, free_port, job, train_words
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DAY = 86_400
 

@@ -31,11 +31,9 @@ def changed(draw, document):
 
 def _change(draw, parent, key):
     value = parent[key]
-    keys = (
-        list(value)
-        if isinstance(value, dict)
-        else list(range(len(value))) * isinstance(value, list)
-    )
+    keys = list(value) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        keys = list(range(len(value)))
     if keys and draw(st.integers(0, 4)):  # most changes lie deep
         _change(draw, value, draw(st.sampled_from(keys)))
         return

@@ -119,11 +119,11 @@ def schemas(draw):
         features.pop(draw(st.integers(0, len(features) - 1)))
     values["features"] = tuple(features)
     for role in ("user", "item", "time", "user_group", "query_group", "created_at"):
-        if not draw(st.integers(0, 5)):
+        if draw(st.integers(0, 11)) == 11:
             values[role] = draw(NAMES)
-    if not draw(st.integers(0, 3)):
+    if draw(st.integers(0, 3)) == 3:
         values["labels"] = tuple(draw(st.lists(NAMES, max_size=3)))
-    if not draw(st.integers(0, 3)):
+    if draw(st.integers(0, 3)) == 3:
         lengths = st.sampled_from([-1, 0, 1, 50])
         sequences = st.builds(ItemSequence, name=NAMES, max_length=lengths)
         values["histories"] = tuple(draw(st.lists(sequences, max_size=2)))
