@@ -321,13 +321,14 @@ def components(name: str, source: Source) -> Comparison:
     """Table 2, and raw item IDs in the place of semantic ones."""
     own, with_opmq = store_tower(source), opmq(source)
     shape = with_opmq.tokens.tokenizer
-    sizes = {"num_levels": shape.num_levels, "num_codes": shape.num_codes}
+    opq = OPQ(num_levels=shape.num_levels, num_codes=shape.num_codes)
+    rq_vae = RQVAE(num_levels=shape.num_levels, num_codes=shape.num_codes)
     row = StoreRow(source=with_opmq)
     rows = {
         STORE: row.experiment(own),
         STORE_4_EPOCHS: replace(row, num_epochs=4).experiment(own),
-        "OPQ": replace(row, source=tokenized(source, OPQ(**sizes))).experiment(own),
-        "RQ-VAE": replace(row, source=tokenized(source, RQVAE(**sizes))).experiment(own),
+        "OPQ": replace(row, source=tokenized(source, opq)).experiment(own),
+        "RQ-VAE": replace(row, source=tokenized(source, rq_vae)).experiment(own),
         RAW_IDS: replace(row, raw_ids=True).experiment(own),
         "without rotation": row.experiment(replace(own, rotation="none")),
         "vanilla attention": row.experiment(replace(own, sparsity=0.0, block_size=None)),
