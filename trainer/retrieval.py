@@ -118,7 +118,11 @@ class Retrieved:
         """Items, their rank and recall scores (R, up to `number`), best first in `by` (R, C)."""
         by = by.masked_fill(self.item_RC < 0, float("-inf"))
         best_RN = by.argsort(dim=1, descending=True, stable=True)[:, :number]
-        return tuple(x.gather(1, best_RN) for x in (self.item_RC, self.rank_RC, self.recall_RC))
+        return (
+            self.item_RC.gather(1, best_RN),
+            self.rank_RC.gather(1, best_RN),
+            self.recall_RC.gather(1, best_RN),
+        )
 
 
 class DigRetriever:

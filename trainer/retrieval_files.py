@@ -77,7 +77,7 @@ def write_request_log(requests: Path, folder: Path, dataset: Dataset) -> NDArray
             table = table.set_column(table.column_names.index(name), name, values)
     order = np.argsort(table[schema.time].to_numpy(), kind="stable")
     (folder / "interactions").mkdir(parents=True)
-    pq.write_table(table.take(pa.array(order)), folder / "interactions" / "part-00000.parquet")
+    pq.write_table(table.take(order), folder / "interactions" / "part-00000.parquet")
     shutil.copy(dataset.items.part.path, folder / "items.parquet")
     if dataset.users is not None:
         shutil.copy(dataset.users.part.path, folder / "users.parquet")

@@ -10,8 +10,11 @@ from tests.integration.rank_processes import run_ranks
 from tests.integration.tiny_dig import CONFIG, ITEM, initial_table, tables
 
 CONFIGS = {"batch": CONFIG, "user": replace(CONFIG, u2t_scope="user")}
-NO_GRADIENT = {"dense_arch.0.bias": NUM_STEPS * OPTIM.dense_lr}
-"""Normalization undoes what this adds, so its gradient is rounding, which Adam makes steps of."""
+NO_GRADIENT = dict.fromkeys(
+    ("dense_arch.0.bias", "user_norm.running_mean_D"), NUM_STEPS * OPTIM.dense_lr
+)
+"""Normalization undoes what the bias adds, so its gradient is rounding, of which Adam makes steps;
+the running mean follows it."""
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,7 @@ class DCNMoE(nn.Module):
         x_BD = project(crossed_BF)
         x_BD = x_BD + experts(x_BD.unsqueeze(1)).squeeze(1)
         if self.training:  # no penalty on gates here: what they were is let go of
+            assert isinstance(experts, PerTokenMoE)
             experts.pop_penalty()
         out_BD: Tensor = deep(x_BD)
         return out_BD

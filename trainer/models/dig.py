@@ -246,7 +246,9 @@ class DigNetwork(RankingNetwork):
         )
         self.dense_arch = mlp(num_bins * len(self.request_dense), (config.dense_dim,))
         self.history_value = nn.Linear(dim, num_histories * dim, bias=False)
-        self.history = RecentHistory(dim, num_kinds=num_histories, num_heads=config.history_heads)
+        self.history_sums = RecentHistory(
+            dim, num_kinds=num_histories, num_heads=config.history_heads
+        )
         self.attention = TargetAttention(dim, num_kinds=num_histories)
         self.user_norm = RankBatchNorm(self.user_dim)
         self.item_norm = RankBatchNorm(dim)
@@ -322,7 +324,7 @@ class DigNetwork(RankingNetwork):
             [
                 *(by_feature[name] for name in self.request_features),
                 self.dense_arch(dense_BFQ[:, self.request_dense].flatten(1)),
-                self.history(item_UD, value_ND, *past),
+                self.history_sums(item_UD, value_ND, *past),
             ],
             dim=1,
         )

@@ -100,10 +100,7 @@ class VQEncoder(nn.Module):
 
     def forward(self, rows_M: Tensor) -> Tensor:
         """Encode the items of these rows."""
-        tokens = [
-            self._pooled(number, table.weight, rows_M).unsqueeze(1)
-            for number, table in enumerate(self.tables)
-        ]
+        tokens = [self._pooled(number, rows_M).unsqueeze(1) for number in range(len(self.tables))]
         if self.dense is not None:
             tokens.append(self.dense(self.dense_NF.index_select(0, rows_M)).unsqueeze(1))
         if self.text is not None:
@@ -116,13 +113,14 @@ class VQEncoder(nn.Module):
         dim = e_MD.shape[1]
         return nn.functional.layer_norm(e_MD, (dim,)) * dim**-0.5
 
-    def _pooled(self, number: int, weight: Tensor, rows_M: Tensor) -> Tensor:
+    def _pooled(self, number: int, rows_M: Tensor) -> Tensor:
         """Mean embedding of each item's ids of one field; zeros for an item without any."""
-        values = getattr(self, f"values_{number}")
+        table, values = self.tables[number], getattr(self, f"values_{number}")
+        assert isinstance(table, nn.EmbeddingBag)
         offsets = getattr(self, f"offsets_{number}")
         first = offsets.index_select(0, rows_M)
         length = offsets.index_select(0, rows_M + 1) - first
         begin = length.cumsum(0) - length
         at = torch.repeat_interleave(first - begin, length)
         at = at + torch.arange(len(at), device=at.device)
-        return embedding_bag(values.index_select(0, at), weight, begin, mode="mean")
+        return embedding_bag(values.index_select(0, at), table.weight, begin, mode="mean")

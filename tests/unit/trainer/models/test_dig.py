@@ -162,7 +162,7 @@ def moved(model, loss):
             top = "cross" if table == "affinity" else top
         elif top in ("tower", "heads", "attention"):
             top = "mixer"
-        elif top in ("dense_arch", "history", "history_value", "user_norm"):
+        elif top in ("dense_arch", "history_sums", "history_value", "user_norm"):
             top = "user"
         groups.add(top)
     return groups
