@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from trainer.host_memory import reuse_freed_memory
+
 logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = (
@@ -104,6 +106,8 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     device = pick_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        reuse_freed_memory()
     if not dist.is_initialized():
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

@@ -1,5 +1,8 @@
 """Linear layers with weights of their own for every token, as one batched matrix product.
 
+Shapes are (B, T, D) everywhere, but memory is ordered by token, then impression: a batched product
+reads and writes its matrices side by side, so that neither pass has to copy them into that order.
+
 Legend: B impressions, T tokens, I input dim, O output dim, F features side by side, P features of
 a token.
 """
@@ -41,6 +44,18 @@ class PerTokenLinear(nn.Module):
         """Apply token t's layer to token t."""
         out_TBO = torch.baddbmm(self.bias_TO.unsqueeze(1), x_BTI.transpose(0, 1), self.weight_TIO)
         return out_TBO.transpose(0, 1)
+
+
+class TokenNorm(nn.LayerNorm):
+    """A LayerNorm over D, shared by all tokens, that leaves memory ordered by token.
+
+    Shape:
+        (B, T, D) -> (B, T, D).
+    """
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Normalise each token of each impression."""
+        return super().forward(x_BTD.transpose(0, 1)).transpose(0, 1)
 
 
 class FeatureTokens(nn.Module):

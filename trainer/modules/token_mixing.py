@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from trainer.modules.per_token import TokenNorm
+
 
 def mix_tokens(x_BTD: Tensor) -> Tensor:
     """Parameter-free token mixing (RankMixer section 3.3.1, H = T).
@@ -22,7 +24,9 @@ def mix_tokens(x_BTD: Tensor) -> Tensor:
     """
     num_rows, num_tokens, dim = x_BTD.shape
     x_BTHd = x_BTD.view(num_rows, num_tokens, num_tokens, dim // num_tokens)
-    return x_BTHd.transpose(1, 2).reshape(num_rows, num_tokens, dim)
+    # Memory stays ordered by token, see trainer/modules/per_token.py.
+    x_HBD = x_BTHd.permute(2, 0, 1, 3).reshape(num_tokens, num_rows, dim)
+    return x_HBD.transpose(0, 1)
 
 
 class PerTokenFFN(nn.Module):
@@ -71,9 +75,9 @@ class RankMixerBlock(nn.Module):
 
     def __init__(self, dim: int, ffn: nn.Module) -> None:
         super().__init__()
-        self.mixing_norm = nn.LayerNorm(dim)
+        self.mixing_norm = TokenNorm(dim)
         self.ffn = ffn
-        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn_norm = TokenNorm(dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

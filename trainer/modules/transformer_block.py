@@ -6,9 +6,10 @@ Legend: B impressions, T tokens, D token dim, H heads, d = D / H.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
-from trainer.modules.per_token import PerTokenLinear
+from trainer.modules.attention import attend
+from trainer.modules.per_token import PerTokenLinear, TokenNorm
 
 
 class TransformerBlock(nn.Module):
@@ -30,7 +31,8 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.attention_norm = nn.LayerNorm(dim)
+        norm = nn.LayerNorm if num_tokens is None else TokenNorm
+        self.attention_norm = norm(dim)
         # Shared, a bias of keys would move all scores of a query alike, which softmax undoes.
         self.query_key_value = (
             nn.Linear(dim, 3 * dim, bias=False)
@@ -38,7 +40,7 @@ class TransformerBlock(nn.Module):
             else PerTokenLinear(num_tokens, dim, 3 * dim)
         )
         self.attention_out = _linear(num_tokens, dim, dim)
-        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn_norm = norm(dim)
         self.ffn_in = _linear(num_tokens, dim, hidden_dim)
         self.ffn_out = _linear(num_tokens, hidden_dim, dim)
 
@@ -49,7 +51,7 @@ class TransformerBlock(nn.Module):
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in qkv_BT3D.chunk(3, dim=2)
         )
-        attended_BHTd = scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, attn_mask=mask_TT)
+        attended_BHTd = attend(q_BHTd, k_BHTd, v_BHTd, mask_TT)
         x_BTD = x_BTD + self.attention_out(attended_BHTd.transpose(1, 2).flatten(2))
         out_BTD: Tensor = x_BTD + self.ffn_out(gelu(self.ffn_in(self.ffn_norm(x_BTD))))
         return out_BTD
