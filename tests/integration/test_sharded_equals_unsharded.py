@@ -10,11 +10,20 @@ from tests.integration.rank_processes import run_ranks
 from tests.integration.reference import Trajectory, train_unsharded
 from tests.integration.tiny_model import DIM, Case, initial_table
 from tests.integration.workers import train_cases
+from trainer.models.autoint import AutoIntConfig
+from trainer.models.dcn import DCNConfig
 from trainer.models.dcn_v2 import DCNv2Config
+from trainer.models.deepfm import DeepFMConfig
 from trainer.models.dhen import DHENConfig
+from trainer.models.fm import FMConfig
+from trainer.models.gdcn import GDCNConfig
+from trainer.models.masknet import MaskNetConfig
+from trainer.models.onetrans import OneTransConfig
+from trainer.models.pepnet import PEPNetConfig
 from trainer.models.rankmixer_moe import RankMixerMoEConfig
 from trainer.models.store import StoreConfig
 from trainer.models.transformer import TransformerConfig
+from trainer.models.wide_deep import WideDeepConfig
 from trainer.models.wukong import WuKongConfig
 from trainer.modules.next_token import NextTokenConfig
 from trainer.optim import OptimConfig
@@ -125,6 +134,26 @@ COMPILED = [
     Case(name="compiled", compiled=True, **SHORT),
     Case(name="fsdp_compiled", fsdp=True, compiled=True, checkpointed=True, parts=2, **SHORT),
 ]
+ROUND_TIGHT = replace(ROUND, max_dense_norm=0.02)
+BASELINES = [
+    Case(name=f"fsdp_{name}", fsdp=True, drawn=True, tower=tower, optim=ROUND_TIGHT, **SHORT)
+    for name, tower in {
+        "fm": FMConfig(field_dim=DIM),
+        "wide_deep": WideDeepConfig(hidden_dims=(12,)),
+        "deepfm": DeepFMConfig(hidden_dims=(12,), field_dim=8),
+        "dcn": DCNConfig(num_layers=2, hidden_dims=(12,)),
+        "gdcn": GDCNConfig(num_layers=2, hidden_dims=(12,), structure="stacked"),
+        "autoint": AutoIntConfig(num_layers=2, head_dim=4, hidden_dims=(12,), field_dim=DIM),
+        "masknet": MaskNetConfig(num_blocks=2, block_dim=8, hidden_dims=(12,)),
+        "pepnet": PEPNetConfig(
+            hidden_dims=(12,),
+            gate_dim=6,
+            prior_features=("sgd_a", "candidate"),
+            domain_features=("adagrad_b",),
+        ),
+        "onetrans": OneTransConfig(num_tokens=2, dim=8, num_heads=2),
+    }.items()
+]
 ON_TWO = [*ONE_HOST, *MIXED, *FSDP, *DENSE_OPTIONS, *JOINT, *EVERY_TOWER]
 WORLDS = {
     (2, 1): ON_TWO,
@@ -171,7 +200,7 @@ def load(folder, name, world_size):
 
 
 def find(name):
-    cases = itertools.chain(COMPILED, *WORLDS.values())
+    cases = itertools.chain(COMPILED, BASELINES, *WORLDS.values())
     return next(case for case in cases if case.name == name)
 
 
@@ -199,6 +228,13 @@ def test_logits_and_weights_equal_one_unsharded_process(trained, name, world_siz
 def test_compiled_equals_one_unsharded_process(tmp_path):
     run_ranks(train_cases, 2, COMPILED, tmp_path, timeout=280)
     for case in COMPILED:
+        check(tmp_path, case.name, 2)
+
+
+@pytest.mark.slow
+def test_baselines_equal_one_unsharded_process(tmp_path):
+    run_ranks(train_cases, 2, BASELINES, tmp_path, timeout=280)
+    for case in BASELINES:
         check(tmp_path, case.name, 2)
 
 
