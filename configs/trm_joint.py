@@ -28,7 +28,7 @@ def experiment(source: Source) -> Experiment:
 def movielens1m() -> Experiment:
     """On MovieLens-1M, in small batches: what generates has thousands of tuples to learn."""
     source = datasets.movielens1m()
-    train = replace(source.train, batch_size=512, eval_every=780)
+    train = replace(source.train, batch_size=512, num_epochs=2, eval_every=1560)
     return experiment(replace(source, train=train))
 
 
