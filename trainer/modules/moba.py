@@ -19,7 +19,7 @@ a block, S blocks that a query selects, T tiles of R rows each, P rows in all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -193,45 +193,47 @@ class _Products:
             else:
                 self.sizes = rows.block_T.tolist()
 
-    def with_keys(self, x_Pd: Tensor, keys_XHd: Tensor, into_PB: Tensor) -> Tensor:
-        """Each row with each key of its block, written to `into_PB` (P, B)."""
-        if self.rows.tile:
-            keys_TdB = self._by_tile(keys_XHd).mT
-            torch.bmm(self._tiles(x_Pd), keys_TdB, out=self._tiles(into_PB))
-            return into_PB
-        return self._by_segment(x_Pd, self._blocks(keys_XHd).mT.unbind(), into_PB)
+    def parts(
+        self, rows: Sequence[Tensor], blocks: Sequence[Tensor], sums: Sequence[Tensor] = ()
+    ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """What is multiplied with each other: rows, and their block.
 
-    def of_values(self, weight_PB: Tensor, values_XHd: Tensor) -> Tensor:
-        """Each row's sum over its block, weighted: (P, d)."""
-        if self.rows.tile:
-            return torch.bmm(self._tiles(weight_PB), self._by_tile(values_XHd)).flatten(0, 1)
-        into_Pd = values_XHd.new_empty(weight_PB.shape[0], values_XHd.shape[2])
-        return self._by_segment(weight_PB, self._blocks(values_XHd).unbind(), into_Pd)
+        With tiles everything at once, as batches of tiles and of their blocks; else the rows of
+        one block after the other, which caches hold from the first of their products to the last.
 
-    def over_rows(self, weight_PB: Tensor, x_Pd: Tensor, into_XHd: Tensor) -> None:
-        """Each key's sum over its block's rows, weighted, written to `into_XHd`."""
+        Args:
+            rows: tensors of P rows; what is yielded of them can be written to.
+            blocks: (X, H, d), to be read.
+            sums: made by :meth:`room_for_sums`, to be written.
+        """
         if self.rows.tile:
-            tiles_TBd = torch.bmm(self._tiles(weight_PB).mT, self._tiles(x_Pd))
+            tiles = [one.unflatten(0, (-1, self.rows.tile)) for one in rows]
+            yield tiles, [*(self._by_tile(one) for one in blocks), *sums]
+            return
+        by_block = (self._blocks(one).unbind() for one in (*blocks, *sums))
+        by_part = (one.split(self.sizes) for one in rows)
+        yield from zip(zip(*by_part, strict=True), zip(*by_block, strict=True), strict=True)
+
+    def room(self, score_PB: Tensor, weight: Tensor) -> Tensor:
+        """Room for the scores of a part, the same for each part."""
+        if self.rows.tile:
+            return score_PB.view_as(weight)
+        return score_PB[: len(weight)]
+
+    def room_for_sums(self, into: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Where sums over a part's rows go: the blocks themselves, or a place for each tile."""
+        if not self.rows.tile:
+            return into
+        shape = (len(self.rows.block_T), self.block_size)
+        return [one.new_empty(*shape, one.shape[2]) for one in into]
+
+    def add_up(self, tiles: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+        """Sum what tiles found of their blocks."""
+        if not self.rows.tile:
+            return
+        for tiles_TBd, into_XHd in zip(tiles, into, strict=True):
             blocks = self._blocks(into_XHd.zero_()).flatten(1)
             blocks.index_add_(0, self.rows.block_T, tiles_TBd.flatten(1))
-            return
-        split = zip(
-            weight_PB.split(self.sizes),
-            x_Pd.split(self.sizes),
-            self._blocks(into_XHd).unbind(),
-            strict=True,
-        )
-        for weight, x, block in split:
-            torch.mm(weight.T, x, out=block)
-
-    def _by_segment(self, x_PK: Tensor, blocks: Sequence[Tensor], into_PL: Tensor) -> Tensor:
-        split = zip(x_PK.split(self.sizes), blocks, into_PL.split(self.sizes), strict=True)
-        for part, block, into in split:
-            torch.mm(part, block, out=into)
-        return into_PL
-
-    def _tiles(self, x_PK: Tensor) -> Tensor:
-        return x_PK.unflatten(0, (-1, self.rows.tile))
 
     def _blocks(self, x_XHd: Tensor) -> Tensor:
         return x_XHd.view(-1, self.block_size, x_XHd.shape[2])
@@ -322,13 +324,21 @@ def _attend(
     """
     q_XHd, k_XHd, v_XHd = values
     rows = products.rows
-    products.with_keys(rows.of_queries(q_XHd), k_XHd, score_PB)
-    torch.softmax(score_PB, dim=1, out=weight_PB)
-    wide = torch.promote_types(score_PB.dtype, torch.float32)
+    q_Pd = rows.of_queries(q_XHd)
+    out_Pd = torch.empty_like(q_Pd)
+    highest_P, weight_P = q_Pd.new_empty(len(q_Pd)), q_Pd.new_empty(len(q_Pd))
+    of_rows = (q_Pd, weight_PB, out_Pd, highest_P, weight_P)
+    for part in products.parts(of_rows, (k_XHd, v_XHd)):
+        (q, weight, out, highest, most), (key, value) = part
+        score = torch.matmul(q, key.mT, out=products.room(score_PB, weight))
+        torch.softmax(score, dim=-1, out=weight)
+        torch.amax(score, dim=-1, out=highest)
+        torch.amax(weight, dim=-1, out=most)
+        torch.matmul(weight, value, out=out)
     # The highest weight of a row is 1 / sum(exp(score - highest score)).
-    highest_P, weight_P = score_PB.amax(dim=1).to(wide), weight_PB.amax(dim=1).to(wide)
-    share_XHS = (highest_P - weight_P.log())[rows.row_XHS].softmax(dim=2)
-    out_XHd.copy_(rows.sums(products.of_values(weight_PB, v_XHd), share_XHS))
+    wide = torch.promote_types(score_PB.dtype, torch.float32)
+    share_XHS = (highest_P.to(wide) - weight_P.to(wide).log())[rows.row_XHS].softmax(dim=2)
+    out_XHd.copy_(rows.sums(out_Pd, share_XHS))
     return share_XHS
 
 
@@ -353,14 +363,22 @@ def _attend_backward(
     rows = products.rows
     share_P1 = rows.of_pairs(share_XHS).to(weight_PB.dtype)
     gradient_Pd = rows.of_queries(gradient_XHd).mul_(share_P1)
-    products.over_rows(weight_PB, gradient_Pd, into[2])
-    products.with_keys(gradient_Pd, v_XHd, score_PB)
     # What the softmax takes from every score of a query.
     mean_XH1 = (gradient_XHd * out_XHd).sum(dim=2, keepdim=True)
-    score_PB.sub_(rows.of_queries(mean_XH1).mul_(share_P1)).mul_(weight_PB)
-    of_q_XHd = rows.sums(products.of_values(score_PB, k_XHd))
-    torch.mul(of_q_XHd, q_XHd.shape[2] ** -0.5, out=into[0])
-    products.over_rows(score_PB, rows.of_queries(q_XHd), into[1])
+    mean_P1 = rows.of_queries(mean_XH1).mul_(share_P1)
+    q_Pd = rows.of_queries(q_XHd)
+    of_q_Pd = torch.empty_like(q_Pd)
+    of_rows = (q_Pd, gradient_Pd, mean_P1, weight_PB, of_q_Pd)
+    sums = products.room_for_sums(into[1:])
+    for part in products.parts(of_rows, (k_XHd, v_XHd), sums):
+        (q, gradient, mean, weight, of_q), (key, value, of_key, of_value) = part
+        torch.matmul(weight.mT, gradient, out=of_value)
+        score = torch.matmul(gradient, value.mT, out=products.room(score_PB, weight))
+        score.sub_(mean).mul_(weight)
+        torch.matmul(score, key, out=of_q)
+        torch.matmul(score.mT, q, out=of_key)
+    products.add_up(sums, into[1:])
+    torch.mul(rows.sums(of_q_Pd), q_XHd.shape[2] ** -0.5, out=into[0])
 
 
 def _take(x_NK: Tensor, at_P: Tensor) -> Tensor:
