@@ -87,6 +87,6 @@ def smoke() -> Experiment:
         num_layers=1,
         num_heads=2,
         num_levels=3,
-        num_codes=16,
+        num_codes=32,
     )
     return experiment(source, item)
