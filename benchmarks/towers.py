@@ -7,12 +7,13 @@ Run::
 
 Each tower is built at 1, 7 and 30 million parameters (16 features of dim 64; what grows is its
 width) and trained on random features: forward and backward pass with gradients to weights and
-features, no optimizer. Achieved FLOP/s are the FLOPs of its matrix products, as torch counts them,
-over the median time of a step: normalisations, activations and the rest count as time and not as
-work. They are divided by the rate of a 4096 x 4096 matrix product in the same precision, measured
-between the tower's eager and compiled steps. Batches are powers of two, as large as a step of about
-2e11 FLOPs allows, 4096 at most. `compiled` is what `train.compile` does, `bf16` is autocast. fp32
-is compiled at 30M alone.
+features, no optimizer, in memory that is reused from step to step, as ranks on a CPU train
+(trainer/host_memory.py). Achieved FLOP/s are the FLOPs of its matrix products, as torch counts
+them, over the median time of a step: normalisations, activations and the rest count as time and not
+as work. They are divided by the rate of a 4096 x 4096 matrix product in the same precision,
+measured between the tower's eager and compiled steps. Batches are powers of two, as large as a step
+of about 2e11 FLOPs allows, 4096 at most. `compiled` is what `train.compile` does, `bf16` is
+autocast. fp32 is compiled at 30M alone.
 
 DCN-v2 end to end: three full cross layers beside an MLP of 256-128-64 on sixteen vectors of dim 16
 (fifteen categorical features and a pooled history of 50 items), batches of 4096, fp32, two threads
@@ -51,6 +52,7 @@ from tower_step import (
 )
 from train_throughput import HERE, MODES, NUM_ROWS, Side, pin_to_cores
 
+from trainer.host_memory import reuse_freed_memory
 from trainer.run_folder import write_json
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -253,6 +255,7 @@ def run(settings: Settings) -> bool:
     """Measure, print and write; True when every target holds."""
     pin_to_cores(settings.threads)
     torch.set_num_threads(settings.threads)
+    reuse_freed_memory()
     measured: list[Measured] = []
     records: list[Record] = []
     tables = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.modules.interactions import CompressTokens
+from trainer.modules.interactions import CompressTokens, combine_tokens
 from trainer.modules.mlp import mlp
 from trainer.modules.per_token import FeatureTokens
 
@@ -75,7 +75,8 @@ class WuKongLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        products_BTK = torch.bmm(x_BTD, self.project(x_BTD.transpose(1, 2)))
+        projected_BKD = combine_tokens(self.project.weight, x_BTD)
+        products_BTK = torch.bmm(x_BTD, projected_BKD.transpose(1, 2))
         machine_BND = self.mlp(self.fm_norm(products_BTK.flatten(1))).unflatten(
             1, (self.num_fm_tokens, -1)
         )

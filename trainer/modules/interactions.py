@@ -13,6 +13,14 @@ from trainer.modules.mlp import mlp
 from trainer.modules.transformer_block import TransformerBlock
 
 
+def combine_tokens(weight_LT: Tensor, x_BTD: Tensor) -> Tensor:
+    """`W X` of each impression: (L, T) and (B, T, D) -> (B, L, D).
+
+    One small product an impression; a linear layer over T would first have to move T behind D.
+    """
+    return torch.bmm(weight_LT.expand(x_BTD.shape[0], -1, -1), x_BTD)
+
+
 class CompressTokens(nn.Module):
     """Each of L tokens is a linear combination of T tokens: `W X`, W of shape (L, T).
 
@@ -25,8 +33,7 @@ class CompressTokens(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, L, D)."""
-        out_BLD: Tensor = self.combine(x_BTD.transpose(1, 2)).transpose(1, 2)
-        return out_BLD
+        return combine_tokens(self.combine.weight, x_BTD)
 
 
 class DotInteraction(nn.Module):
