@@ -42,5 +42,5 @@ def whole(tiny, tmp_path_factory):
 def whole_long(killed, tmp_path_factory):
     """The long experiment, uninterrupted, on two ranks."""
     folder = tmp_path_factory.mktemp("whole_long") / "run"
-    run_ranks(train_whole, 2, killed, folder)
+    run_ranks(train_whole, 2, killed, folder, timeout=500)
     return folder

@@ -21,7 +21,7 @@ from trainer.stored_state import StoredState
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
-LAST = 240
+LAST = 120
 
 
 def after_some_saves():

@@ -56,7 +56,7 @@ def test_rank_whose_clock_is_a_day_ahead(data, whole_long, another_clock, tmp_pa
     ):
         assert first.wait() == 0, first.said
         assert second.wait() == 0, second.said
-    assert_same_end(folder, whole_long, 240)
+    assert_same_end(folder, whole_long, 120)
 
 
 def test_port_that_is_taken_is_named(data, tmp_path):

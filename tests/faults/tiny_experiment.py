@@ -44,12 +44,12 @@ def tiny() -> Experiment:
 
 
 def killed() -> Experiment:
-    """Long enough to be hit from outside: 240 steps, a checkpoint after every tenth."""
+    """Long enough to be hit from outside: 120 steps, a checkpoint after every fifth."""
     experiment = tiny()
     return replace(
         experiment,
         name="killed",
-        train=replace(experiment.train, num_epochs=100, max_steps=240, checkpoint_every=10),
+        train=replace(experiment.train, num_epochs=100, max_steps=120, checkpoint_every=5),
     )
 
 
