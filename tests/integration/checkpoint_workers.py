@@ -208,6 +208,7 @@ def fill_the_disk(case: Case, folder: Path) -> None:
             said.append(str(error))
         said.append([path.name for path in writer.checkpoints.complete()])
         said.append(sorted(path.name for path in (folder / "checkpoints").iterdir()))
+        ranks.barrier()  # the next save begins when all have looked
 
     real = TensorFile._write
 

@@ -65,5 +65,5 @@ def test_wrong_comparisons_are_refused():
         replace(comparison, systems=comparison.systems * 2)
     with pytest.raises(ValueError, match="expected systems"):
         StorageComparison(name="x", systems=(), machines=comparison.machines, batch_size=1)
-    with pytest.raises(ValueError, match="expected Comparison or StorageComparison"):
+    with pytest.raises(ValueError, match="expected Comparison, StorageComparison or Struct"):
         compare.main(["trm_rankmixer.smoke"])

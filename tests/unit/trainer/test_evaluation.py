@@ -194,7 +194,7 @@ def test_bucket_names_state_their_edges():
     assert cut.names == ("0", "1-10", "11-100", "101-1,000", ">1,000")
     assert cut.code.tolist() == [0, 1, 1, 2, 3, 4]
     assert cut.present == (0, 1, 2, 3, 4)
-    ages = buckets.by_age(np.array([0, 86_399, 86_400, 40 * 86_400, 400 * 86_400]))
-    assert ages.code.tolist() == [0, 0, 1, 3, 4]
+    ages = buckets.by_age(86_400 * np.array([0, 0.99, 1, 2.99, 3, 40, 400]))
+    assert ages.code.tolist() == [0, 0, 1, 1, 2, 4, 5]
     with pytest.raises(ValueError, match="codes run from 0 to 9"):
         buckets.Bucketing(title="x", names=("a",), code=np.array([0, 9], dtype=np.int8))
