@@ -5,7 +5,6 @@ Legend: R requests, K items that are kept.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from trainer.metrics import auc
 from trainer.models.dig import DigNetwork
 from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.parallelize import unwrapped
+from trainer.ranked_lists import recall_and_ndcg
 from trainer.retrieval import DigRetriever, build_index, recall_logits, tokens_fingerprint
 from trainer.retrieval_files import PairFeatures, write_request_log
 from trainer.run import Trainer
@@ -231,14 +231,9 @@ class TrainedRetriever:
             "rank_auc": rank_auc,
             "recall_auc": recall_auc,
             "gap": recall_auc - rank_auc,
-            **{name: recall_and_ndcg(torch.cat(found)) for name, found in places.items() if found},
+            **{
+                name: recall_and_ndcg(torch.cat(found).numpy())
+                for name, found in places.items()
+                if found
+            },
         }
-
-
-def recall_and_ndcg(place_M: Tensor) -> dict[str, float]:
-    """Recall and NDCG of lists with one right answer each, from its place (-1 for none)."""
-    gain = [1 / math.log2(place + 2) if place >= 0 else 0.0 for place in place_M.tolist()]
-    return {
-        "recall": float((place_M >= 0).double().mean()),
-        "ndcg": float(np.mean(gain)),
-    }
