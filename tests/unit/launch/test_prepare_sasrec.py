@@ -9,7 +9,7 @@ from rich.console import Console
 
 from configs import datasets
 from configs.store_studies import StoreRow, of_behaviour, tower
-from launch.embed import EmbedArgs
+from launch.embed_options import EmbedArgs
 from launch.prepare import prepare
 from tokenization.artifact import TokenArtifact
 from tokenization.embedding_table import EmbeddingTable

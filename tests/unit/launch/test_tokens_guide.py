@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from launch.embed import EmbedArgs
+from launch.embed_options import EmbedArgs
 from launch.tokenize import TokenizeArgs, parse
 from launch.train import TrainCommand
 from tokenization.alignment import Alignment

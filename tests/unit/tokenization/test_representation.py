@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -197,6 +198,42 @@ def test_pairs_are_drawn_by_their_weights_and_a_pair_of_weight_0_never(folder, t
     drawn = _draw(pairs, np.array([1.0, 0.0]), config)
     assert drawn.shape == (3, 4, 2)
     assert set(map(tuple, drawn.reshape(-1, 2).tolist())) == {(0, 2), (2, 0)}
+
+
+class StoppedError(Exception):
+    """What stops a training in the test."""
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(folder, tmp_path, lora_rank):
+    pairs = np.array([[0, 2], [2, 4], [1, 3], [3, 5]])
+    config = Representation(num_steps=9, batch_size=4, save_every=2, lora_rank=lora_rank)
+    data = {"contents": CONTENTS, "captions": CAPTIONS, "pairs": pairs}
+    whole = config.fit(folder, tmp_path / "whole", **data)
+
+    def stop(step, _):
+        if step == 7:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        config.fit(folder, tmp_path / "model", **data, progress=stop)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(ValueError, match=r"model.unfinished: is of a training with other settings"):
+        replace(config, num_steps=8).fit(folder, tmp_path / "model", **data)
+    steps = []
+    losses = config.fit(folder, tmp_path / "model", **data, progress=lambda n, _: steps.append(n))
+    assert (losses, steps) == (whole, [7, 8, 9])
+    one, other = (load_model(tmp_path / name)[0].state_dict() for name in ("whole", "model"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "whole"]
+
+
+def test_a_damaged_state_is_named(folder, tmp_path):
+    (tmp_path / "model.unfinished").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"model.unfinished: damaged .*delete it to start anew"):
+        Representation(num_steps=1, align_weight=0.0).fit(
+            folder, tmp_path / "model", contents=CONTENTS, captions=CAPTIONS, pairs=NO_PAIRS
+        )
 
 
 def test_what_can_t_be_trained_is_named(folder, tmp_path):
