@@ -9,6 +9,7 @@ Shape suffixes: B users of a batch, T positions, D dimensions, I items, S sample
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,29 +75,35 @@ class SASRec:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = SASRecNetwork(len(item_ids), self)
-            self._train(network, torch.from_numpy(sequences_UT))
+            for epoch, loss in enumerate(self.epochs(network, sequences_UT), start=1):
+                logger.info("sasrec epoch %d of %d: loss %.4f", epoch, self.num_epochs, loss)
         embeddings = network.items.weight[1:].detach().numpy().copy()
         return EmbeddingTable(item_ids=item_ids, embeddings=embeddings)
 
-    def _train(self, network: SASRecNetwork, sequences_UT: Tensor) -> None:
+    def epochs(self, network: SASRecNetwork, sequences_UT: NDArray[np.int64]) -> Iterator[float]:
+        """Train a network, an epoch for each mean loss that is taken from here.
+
+        Args:
+            network: of these settings.
+            sequences_UT: see :func:`read_sequences`, `max_length + 1` wide.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         num_items = len(network.items.weight) - 1
-        for epoch in range(1, self.num_epochs + 1):
+        sequences = torch.from_numpy(sequences_UT)
+        for _ in range(self.num_epochs):
             total = 0.0
-            order = torch.randperm(len(sequences_UT), generator=generator)
+            order = torch.randperm(len(sequences), generator=generator)
             for rows in order.split(self.batch_size):
                 negatives = torch.randint(
                     1, num_items + 1, (self.num_negatives,), generator=generator
                 )
-                loss = network.loss(sequences_UT[rows], negatives)
+                loss = network.loss(sequences[rows], negatives)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 total += float(loss.detach()) * len(rows)
-            logger.info(
-                "sasrec epoch %d of %d: loss %.4f", epoch, self.num_epochs, total / len(order)
-            )
+            yield total / len(order)
 
 
 class SASRecNetwork(nn.Module):
@@ -180,10 +187,27 @@ def read_sequences(log: ClickLog, max_length: int) -> tuple[NDArray[np.int64], N
     start, count = start[count > 1], count[count > 1]
     if not len(count):
         raise ValueError(f"{log.path}: expected users with two clicks or more, found none")
+    return item_ids, last_clicks(place, start, count, max_length)
+
+
+def last_clicks(
+    place: NDArray[np.int64], start: NDArray[np.int64], count: NDArray[np.int64], max_length: int
+) -> NDArray[np.int64]:
+    """The last items of each user as the network reads them.
+
+    Args:
+        place: int64, items of all users, one user after the other, oldest first.
+        start: int64 `(U,)`, where each user's items begin.
+        count: int64 `(U,)`, how many there are.
+        max_length: most items kept of a user, T.
+
+    Returns:
+        int64 `(U, T)` of `place` plus 1, oldest first, 0 beyond the end.
+    """
     kept = np.minimum(count, max_length)
     column = np.arange(max_length)
     source = (start + count - kept)[:, None] + column
     there = column < kept[:, None]
     sequences = np.zeros(there.shape, dtype=np.int64)
     sequences[there] = place[source[there]] + 1
-    return item_ids, sequences
+    return sequences
