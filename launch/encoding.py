@@ -60,6 +60,7 @@ class Encoding:
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         starts = range(0, len(contents), self.chunk_items)
+        chunks = [slice(start, start + self.chunk_items) for start in starts[rank::world]]
         columns = (
             TextColumn("encoding"),
             BarColumn(),
@@ -68,15 +69,14 @@ class Encoding:
         )
         console = Console(stderr=True, quiet=not is_first())
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("encode", total=len(contents))
-            for start in starts[rank::world]:
-                chunk = slice(start, start + self.chunk_items)
-                path = parts / f"from-{start}.parquet"
+            task = progress.add_task("encode", total=sum(len(contents[c]) for c in chunks))
+            for chunk in chunks:
+                path = parts / f"from-{chunk.start}.parquet"
                 if path.exists():
                     progress.advance(task, len(contents[chunk]))
                     continue
                 embeddings = self._encode(
-                    contents[chunk], lambda encoded: progress.advance(task, encoded * world)
+                    contents[chunk], lambda encoded: progress.advance(task, encoded)
                 )
                 EmbeddingTable(item_ids=ids[chunk], embeddings=embeddings).save(path)
         if dist.is_initialized():
