@@ -2,9 +2,9 @@ r"""Train for long on two ranks, save every minute, be killed at random, end lik
 
     python tests/faults/soak.py --minutes 60 --results soak
 
-First a run of as many steps as fit into the time, uninterrupted; then the same with a kill -9 of a
-rank or of torchrun every so often. Whoever starts jobs again when they fail (a scheduler) is this
-script. Writes `soak.json` and `soak.md`, and ends with 1 when something does not hold.
+Two runs side by side, of as many steps as fit into the time: one uninterrupted, the other with a
+kill -9 of a rank or of torchrun every so often. Whoever starts jobs again when they fail (a
+scheduler) is this script. Writes `soak.json` and `soak.md`; ends with 1 when something does not hold.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +58,7 @@ class Life:
 def main(arguments: Sequence[str]) -> int:
     """Run the soak; 0 when all holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="of each of the two runs")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of both runs")
     parser.add_argument("--kill-seconds", type=float, default=180.0, help="mean time to a kill")
     parser.add_argument("--save-seconds", type=float, default=60.0, help="between checkpoints")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
@@ -77,20 +78,25 @@ def soak(folder: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]
     """Both runs, and what they showed."""
     data = folder / "data"
     write_synthetic(LOG, data)
-    rate = steps_per_second(folder, data)
-    num_steps = max(100, int(rate * options.minutes * 60))
-    every = max(1, int(rate * options.save_seconds))
-    logger.info("%.1f steps/s: %d steps, a checkpoint every %d", rate, num_steps, every)
-    whole = run(folder, data, "whole", num_steps, every, kill_seconds=None, rng=random.Random(0))
-    shaken = run(
-        folder,
-        data,
-        "shaken",
-        num_steps,
-        every,
-        kill_seconds=options.kill_seconds,
-        rng=random.Random(seed),
-    )
+    with ThreadPoolExecutor(2) as both:
+        rate = min(both.map(lambda name: steps_per_second(folder / name, data), ("a", "b")))
+        num_steps = max(100, int(rate * options.minutes * 60))
+        every = max(1, int(rate * options.save_seconds))
+        logger.info("%.1f steps/s: %d steps, a checkpoint every %d", rate, num_steps, every)
+        runs = [
+            both.submit(
+                run,
+                folder,
+                data,
+                name,
+                num_steps,
+                every,
+                kill_seconds=kill_seconds,
+                rng=random.Random(seed),
+            )
+            for name, kill_seconds in (("whole", None), ("shaken", options.kill_seconds))
+        ]
+        whole, shaken = (future.result() for future in runs)
     one, other = (weights(folder / name, num_steps) for name in ("whole", "shaken"))
     equal = one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     scores = [
@@ -142,10 +148,9 @@ def words_of(data: Path, folder: Path, num_steps: int, every: int) -> list[Any]:
     return [*torchrun_words("killed", data, folder, *options), *more]
 
 
-def steps_per_second(folder: Path, data: Path) -> float:
+def steps_per_second(calibration: Path, data: Path) -> float:
     """Measured between two lines of metrics of a short run."""
-    calibration = folder / "calibration"
-    job = Job(words_of(data, calibration, RATE_STEPS, RATE_STEPS), folder)
+    job = Job(words_of(data, calibration, RATE_STEPS, RATE_STEPS), calibration.parent)
     if job.wait(600) != 0:
         raise RuntimeError(job.said)
     lines = [json.loads(line) for line in (calibration / "metrics.jsonl").read_text().splitlines()]
