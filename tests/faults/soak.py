@@ -4,7 +4,7 @@ r"""Train for long on two ranks, save every minute, be killed at random, end lik
 
 Two runs side by side, of as many steps as fit into the time: one uninterrupted, the other with a
 kill -9 of a rank or of torchrun every so often. Whoever starts jobs again when they fail (a
-scheduler) is this script. Writes `soak.json` and `soak.md`; ends with 1 when something does not hold.
+scheduler) is this script. Writes `soak.json` and `soak.md`; ends with 1 when a check fails.
 """
 
 from __future__ import annotations
