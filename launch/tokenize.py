@@ -39,7 +39,8 @@ from rich.table import Table
 
 from launch.terminal import result_console
 from tokenization.artifact import TokenArtifact
-from tokenization.base import Embeddings
+from tokenization.base import Embeddings, TokenizerConfig
+from tokenization.collaborative import CollaborativeRQVAE, join_collaborative
 from tokenization.collisions import Collisions
 from tokenization.combinations import MEM_KINDS, AnyMem
 from tokenization.drift import Drift, measure_drift
@@ -66,6 +67,9 @@ class TokenizeArgs:
         embeddings: parquet file with `item_id` and a list column of floats.
         out: folder of the token artifact; an older artifact there is replaced.
         embedding_column: name of the list column.
+        collaborative: parquet file with `item_id` and the list column `embedding`, put beside
+            `embeddings` for a tokenizer that learns from behaviour too (letter, das, dos), whose
+            `collaborative_dim` is the length of its lists. Without it `embeddings` holds both.
         tokenizer: settings of the gen-tokens.
         mem: settings of the mem-tokens.
         collisions: what becomes of items with equal codes: they stay together, get an extra code,
@@ -94,6 +98,7 @@ class TokenizeArgs:
     embeddings: Path
     out: Path
     embedding_column: str = "embedding"
+    collaborative: Path | None = None
     tokenizer: AnyTokenizer = field(default_factory=RQKMeans)
     mem: AnyMem = field(default_factory=MemTokens)
     collisions: Collisions = "keep"
@@ -118,6 +123,8 @@ def command(args: TokenizeArgs) -> str:
     words = ["farewell", "tokenize", "--embeddings", str(args.embeddings), "--out", str(args.out)]
     if args.embedding_column != "embedding":
         words += ["--embedding-column", args.embedding_column]
+    if args.collaborative is not None:
+        words += ["--collaborative", str(args.collaborative)]
     for part, config in (("tokenizer", args.tokenizer), ("mem", args.mem)):
         default = type(config)()
         if config.kind not in (RQKMeans.kind, MemTokens.kind):
@@ -153,14 +160,14 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
         artifact = measured = on_disk
         embeddings = ParquetFile(args.embeddings, column=args.embedding_column)
     elif args.update is not None:
-        table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
+        table = _read(args)
         artifact = update_tokens(TokenArtifact.load(args.update), table.item_ids, table.embeddings)
         held, _, rows = np.intersect1d(table.item_ids, artifact.item_ids, return_indices=True)
         order = np.argsort(table.item_ids)
         own = order[np.searchsorted(table.item_ids, held, sorter=order)]
         measured, embeddings = artifact.take(rows), table.embeddings[own]
     else:
-        table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
+        table = _read(args)
         artifact = measured = _fit(args, table)
         embeddings = table.embeddings
     quality = measure_quality(measured, embeddings)
@@ -170,6 +177,28 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
     if args.json is not None:
         _write_json(args.json, artifact, quality)
     return artifact, quality
+
+
+def _read(args: TokenizeArgs) -> EmbeddingTable:
+    table = EmbeddingTable.load(args.embeddings, column=args.embedding_column)
+    if args.collaborative is None:
+        return table
+    collaborative = EmbeddingTable.load(args.collaborative)
+    tokenizer: TokenizerConfig = args.tokenizer
+    if args.update is not None:
+        tokenizer = TokenArtifact.load(args.update).tokenizer.config
+    dim = collaborative.embeddings.shape[1]
+    if not isinstance(tokenizer, CollaborativeRQVAE):
+        raise ValueError(
+            f"collaborative: expected a tokenizer that learns from behaviour too (letter, das, "
+            f"dos), found {tokenizer.kind}, which would take its columns for content"
+        )
+    if tokenizer.collaborative_dim != dim:
+        raise ValueError(
+            f"{args.collaborative}: expected lists of {tokenizer.collaborative_dim} values as "
+            f"tokenizer.collaborative_dim says, found {dim}; set it to {dim}"
+        )
+    return join_collaborative(table, collaborative)
 
 
 def _report(
@@ -209,6 +238,8 @@ def _weights(args: TokenizeArgs, item_ids: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def _fit_on_disk(args: TokenizeArgs) -> TokenArtifact | None:
+    if args.collaborative is not None:
+        raise ValueError("stream: expected no collaborative embeddings, which are held in memory")
     if not isinstance(args.tokenizer, RQKMeans) or args.update is not None:
         asked = "--update" if args.update is not None else args.tokenizer.kind
         raise ValueError(

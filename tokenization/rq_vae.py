@@ -5,7 +5,7 @@ Shape suffixes: N items, B items of a batch, D dimensions, H latent dimensions, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ class RQVAE:
                 f"{self.commitment} and {self.learning_rate}"
             )
 
-    def fit(self, embeddings: NDArray[np.floating]) -> RQVAETokenizer:
+    def fit(self, embeddings: NDArray[np.floating]) -> SemanticTokenizer:
         """Return the tokenizer trained on `embeddings` `(N, D)`.
 
         Raises:
@@ -102,8 +102,8 @@ class RQVAE:
             torch.manual_seed(self.seed)
             network = RQVAENetwork(checked.shape[1], self)
             network.standardizer.measure(checked)
-            _start_codebooks(network, checked, self)
-            _train(network, checked, self)
+            start_codebooks(network, checked, self)
+            train_network(network, checked, self)
         return RQVAETokenizer(config=self, tensors=network_tensors(network))
 
 
@@ -135,6 +135,10 @@ class RQVAENetwork(nn.Module):
         """Sums of codewords to embeddings `(B, D)`."""
         return self.standardizer.inverse(self.decoder(quantized_BH))
 
+    def codewords(self) -> Tensor:
+        """What latents are compared with `(L, K, H)`."""
+        return self.codebooks
+
     def quantize(self, latent_BH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Walk the levels.
 
@@ -145,7 +149,7 @@ class RQVAENetwork(nn.Module):
         left_BH, sum_BH = latent_BH, torch.zeros_like(latent_BH)
         loss = latent_BH.new_zeros(())
         codes, seen = [], []
-        for codewords_KH in self.codebooks:
+        for codewords_KH in self.codewords():
             codes_B = nearest_codeword(left_BH.detach(), codewords_KH.detach())
             chosen_BH = codewords_KH[codes_B]
             codes.append(codes_B)
@@ -167,7 +171,7 @@ class RQVAENetwork(nn.Module):
 
 
 @torch.no_grad()
-def _start_codebooks(network: RQVAENetwork, embeddings: Embeddings, config: RQVAE) -> None:
+def start_codebooks(network: RQVAENetwork, embeddings: Embeddings, config: RQVAE) -> None:
     """Start each level with k-means of the untrained latents' residuals."""
     latents = torch.cat([network.encode(x_BD) for x_BD in blocks(embeddings)]).numpy()
     for level in range(config.num_levels):
@@ -178,7 +182,20 @@ def _start_codebooks(network: RQVAENetwork, embeddings: Embeddings, config: RQVA
         latents = latents - codewords[residual.nearest(latents, codewords)]
 
 
-def _train(network: RQVAENetwork, embeddings: Embeddings, config: RQVAE) -> None:
+def train_network(
+    network: RQVAENetwork,
+    embeddings: Embeddings,
+    config: RQVAE,
+    then: Callable[[int], None] = lambda epoch: None,
+) -> None:
+    """Minimise the loss of `network`; codewords that no item chose revive now and then.
+
+    Args:
+        network: called with batches of `embeddings`.
+        embeddings: float32 `(N, D)`.
+        config: settings.
+        then: called after each epoch with the number of epochs done.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     counts_LK = torch.zeros(config.num_levels, config.num_codes, dtype=torch.int64)
     recent: list[Tensor] = []
@@ -191,7 +208,7 @@ def _train(network: RQVAENetwork, embeddings: Embeddings, config: RQVAE) -> None
         return value
 
     @torch.no_grad()
-    def after_epoch(epoch: int) -> None:
+    def revive(epoch: int) -> None:
         if epoch % config.revive_every or epoch > config.num_epochs * 3 // 4:
             return
         for level in range(config.num_levels):
@@ -199,6 +216,10 @@ def _train(network: RQVAENetwork, embeddings: Embeddings, config: RQVAE) -> None
                 network.codebooks[level], counts_LK[level], recent[0][:, level], generator
             )
         counts_LK.zero_()
+
+    def after_epoch(epoch: int) -> None:
+        revive(epoch)
+        then(epoch)
 
     train(
         loss,

@@ -12,16 +12,20 @@ from safetensors import SafetensorError, safe_open
 
 from tokenization.balanced_kmeans import BalancedRQKMeans, BalancedRQKMeansTokenizer
 from tokenization.base import SemanticTokenizer
+from tokenization.das import DAS, DASTokenizer
+from tokenization.dos import DOS, DOSTokenizer
+from tokenization.letter import LETTER, LETTERTokenizer
 from tokenization.opmq import OPMQ, OPMQTokenizer
 from tokenization.opq import OPQ, OPQTokenizer
 from tokenization.rq_kmeans import RQKMeans, RQKMeansTokenizer
 from tokenization.rq_vae import RQVAE, RQVAETokenizer
 
-AnyTokenizer = RQKMeans | RQVAE | BalancedRQKMeans | OPQ | OPMQ
+AnyTokenizer = RQKMeans | RQVAE | BalancedRQKMeans | OPQ | OPMQ | LETTER | DAS | DOS
 """Settings of any of the tokenizers."""
 
 CONFIGS: dict[str, type[AnyTokenizer]] = {
-    config.kind: config for config in (RQKMeans, RQVAE, BalancedRQKMeans, OPQ, OPMQ)
+    config.kind: config
+    for config in (RQKMeans, RQVAE, BalancedRQKMeans, OPQ, OPMQ, LETTER, DAS, DOS)
 }
 _FITTED: dict[str, type[SemanticTokenizer]] = {
     fitted.kind: fitted
@@ -31,6 +35,9 @@ _FITTED: dict[str, type[SemanticTokenizer]] = {
         BalancedRQKMeansTokenizer,
         OPQTokenizer,
         OPMQTokenizer,
+        LETTERTokenizer,
+        DASTokenizer,
+        DOSTokenizer,
     )
 }
 

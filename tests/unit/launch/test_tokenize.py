@@ -194,3 +194,26 @@ def test_help_has_an_example_and_unknown_options_fail(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         verb.main(["--no-such-option", "1"])
     assert stopped.value.code != 0
+
+
+def test_behaviour_beside_content(tmp_path, items):
+    rng = np.random.default_rng(0)
+    clicked = EmbeddingTable(
+        item_ids=np.arange(100, 106), embeddings=rng.normal(size=(6, 2)).astype(np.float32)
+    )
+    clicked.save(tmp_path / "behaviour.parquet")
+    args = ["--embeddings", str(items), "--embedding-column", "vector"]
+    args += ["--collaborative", str(tmp_path / "behaviour.parquet")]
+    args += ["--out", str(tmp_path / "tokens")]
+    sizes = ["--tokenizer", "letter", "--tokenizer.num-levels", "2", "--tokenizer.num-codes", "3"]
+    sizes += ["--tokenizer.num-epochs", "2"]
+    tokenize.main([*args, *sizes, "--tokenizer.collaborative-dim", "2"])
+    artifact = TokenArtifact.load(tmp_path / "tokens")
+    assert artifact.codes.shape == (8, 2)
+    assert artifact.tokenizer.dim == 6
+    with pytest.raises(ValueError, match=r"expected lists of 64 values .* found 2; set it to 2"):
+        tokenize.main([*args, *sizes])
+    with pytest.raises(ValueError, match=r"letter, das, dos\), found rq_kmeans"):
+        tokenize.main(args)
+    with pytest.raises(ValueError, match="stream: expected no collaborative embeddings"):
+        tokenize.main([*args, "--stream"])

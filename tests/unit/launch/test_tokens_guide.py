@@ -51,7 +51,10 @@ def test_kinds_are_all_there():
     assert set(CONFIGS_IN_GUIDE) == set(CONFIGS)
 
 
-CONFIGS_IN_GUIDE = ["rq_kmeans", "balanced_rq_kmeans", "rq_vae", "opq", "opmq"]
+CONFIGS_IN_GUIDE = [
+    *("rq_kmeans", "balanced_rq_kmeans", "rq_vae", "opq", "opmq"),
+    *("letter", "das", "dos"),
+]
 
 
 def test_links_lead_somewhere_and_the_readme_leads_here():

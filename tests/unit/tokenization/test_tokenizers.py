@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tokenization.artifact import TokenArtifact, TokenArtifactError
+from tokenization.artifact import TokenArtifact
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.balanced_kmeans import BalancedRQKMeans
 from tokenization.base import describe
+from tokenization.das import DAS
+from tokenization.dos import DOS
+from tokenization.letter import LETTER
 from tokenization.mem_tokens import MemTokens
 from tokenization.opmq import OPMQ
 from tokenization.opq import OPQ
@@ -44,6 +48,21 @@ SMALL = {
         batch_size=50,
         learning_rate=5e-3,
     ),
+}
+_AUTOENCODER = {
+    "num_levels": 3,
+    "num_codes": 8,
+    "hidden": (64,),
+    "latent_dim": 8,
+    "num_epochs": 20,
+    "batch_size": 100,
+    "learning_rate": 1e-2,
+    "collaborative_dim": 4,
+}
+SMALL |= {
+    "letter": LETTER(**_AUTOENCODER, num_groups=3),
+    "das": DAS(**_AUTOENCODER),
+    "dos": DOS(**_AUTOENCODER),
 }
 KINDS = sorted(SMALL)
 
