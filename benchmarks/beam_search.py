@@ -27,9 +27,11 @@ from torch import Tensor
 from sharding.tables import TableSpec
 from trainer.generation import TupleTrie
 from trainer.models.dcn_moe import DCNMoEConfig
-from trainer.models.dig import DigModelConfig, DigNetwork, Request
+from trainer.models.dig import DigNetwork
+from trainer.models.dig_config import DigModelConfig
 from trainer.modules.learned_tokens import LearnedTokensConfig, StaticField
 from trainer.modules.next_token import ContextRoles
+from trainer.modules.request_encoder import Request
 from trainer.modules.target_attention import Past
 from trainer.prefix_search import prefix_search
 from trainer.retrieval import DigScorer
@@ -149,7 +151,7 @@ class Searcher:
             for codes, node, prefix, u2t in beams:
                 _, code, child = self.trie.children(level, torch.tensor([node]))
                 prefixes = prefix + self.sid_LKD[level][code]
-                said = self.network.predictor.level(level, request.user_BE, prefixes)
+                said = self.network.token_cross.level(level, request.user_BE, prefixes, code)
                 total = u2t + said
                 logits = self.network.recall(request, prefixes[None], total[None] / (level + 1))
                 self.scored += len(code)
@@ -186,7 +188,7 @@ def check_exact(settings: Settings, network: DigNetwork, sid_LKD: Tensor) -> int
     distinct = torch.from_numpy(np.unique(codes, axis=0))
     with torch.no_grad():
         prefix = network.prefixes(sid_LKD, distinct).expand(4, -1, -1, -1)
-        said = network.predictor(request.user_BE[:, None], prefix).mean(dim=2)
+        said = network.token_cross(request.user_BE[:, None], prefix, distinct).mean(dim=2)
         every = network.recall(request, prefix[:, :, -1], said)[..., 0]
     expected, order = every.sort(dim=1, descending=True)
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from sharding.tables import TableSpec
 from trainer.data.static_features import static_dense, static_fields, without_static
 from trainer.experiment import Experiment
 from trainer.models.dcn_moe import DCNMoEConfig
-from trainer.models.dig import DigModelConfig
+from trainer.models.dig_config import DigModelConfig
 from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.optim import OptimConfig
 

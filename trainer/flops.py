@@ -12,9 +12,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.models.dig import DigNetwork, Request
+from trainer.models.dig import DigNetwork
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.modules.next_token import ContextRoles
+from trainer.modules.request_encoder import Request
 from trainer.modules.target_attention import Past
 
 
@@ -106,7 +107,11 @@ def _dig_flops(network: DigNetwork, batch: Batch) -> int:
         for block in network.encoder.blocks:
             x_XFD = block(x_XFD)
         e_XD = network.encoder.project(x_XFD).flatten(1)
-        of_history = [network.history_value, network.attention.key, network.attention.value]
+        of_history = [
+            network.request_encoder.history_value,
+            network.attention.key,
+            network.attention.value,
+        ]
         total = sum(layer(e_XD[:num_items]).sum() for layer in of_history)
         past = Past(
             given(num_rows, longest, item.dim),
@@ -117,7 +122,8 @@ def _dig_flops(network: DigNetwork, batch: Batch) -> int:
         total = total + network.mix(Request(user_BE, past), target_BSD, cross_BSC).sum()
         if groups:
             prefix_BLD = given(num_rows, item.num_levels, item.dim)
-            total = total + network.predictor(user_BE, prefix_BLD).sum()
+            codes_BL = torch.zeros(num_rows, item.num_levels, dtype=torch.int64)
+            total = total + network.token_cross(user_BE, prefix_BLD, codes_BL).sum()
         total.backward()
     return counter.get_total_flops()
 

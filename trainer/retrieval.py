@@ -18,7 +18,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
 from trainer.item_index import ItemIndex
-from trainer.models.dig import DigNetwork, Request
+from trainer.models.dig import DigNetwork
+from trainer.modules.request_encoder import Request
 from trainer.modules.user_to_token import prefix_means
 from trainer.prefix_search import FoundPrefixes, prefix_search
 
@@ -73,8 +74,8 @@ class DigScorer:
             before = _take(PrefixState(*(value[row_P] for value in state)), parent_RC[row_P])
             request = self.request.take(row_P)
             prefix_PCD = before.prefix_RCD + self.sid_LKD[level][code_RC[row_P]]
-            predicted = self.network.predictor.level(
-                level, request.user_BE.unsqueeze(1), prefix_PCD
+            predicted = self.network.token_cross.level(
+                level, request.user_BE.unsqueeze(1), prefix_PCD, code_RC[row_P]
             )
             after = PrefixState(prefix_PCD, before.u2t_RCF + predicted)
             logits = self.network.recall(request, prefix_PCD, after.u2t_RCF / (level + 1))
@@ -245,7 +246,7 @@ def recall_logits(
         place_B = encoded.place_U.index_select(0, batch.candidate_B)
         codes_BL = network.quantizer(encoded.e_XD).codes_ML.index_select(0, place_B)
         prefix_BLD = network.prefixes(network.sid_table(items), codes_BL)
-        predicted_BLF = prefix_means(network.predictor(request.user_BE, prefix_BLD))
+        predicted_BLF = prefix_means(network.token_cross(request.user_BE, prefix_BLD, codes_BL))
         logits = network.recall(request, prefix_BLD[:, -1:], predicted_BLF[:, -1:])
     return logits[:, 0, _MAIN_TASK]
 

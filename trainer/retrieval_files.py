@@ -101,14 +101,14 @@ class PairFeatures:
     def __init__(
         self, path: Path, dataset: Dataset, network: DigNetwork, order: NDArray[np.int64]
     ) -> None:
-        if network.cross_features:
+        if network.types.cross:
             raise ValueError(
-                f"--cross: the model's cross features {', '.join(network.cross_features)} are ids; "
+                f"--cross: the model's cross features {', '.join(network.types.cross)} are ids; "
                 "pairs from a file can bring numbers alone, leave --cross out"
             )
         self._network = network
         schema: DatasetSchema = dataset.schema
-        dense: list[Dense] = [schema.dense_features[at] for at in network.cross_dense]
+        dense: list[Dense] = [schema.dense_features[at] for at in network.types.cross_dense]
         table = _whole(path)
         names = ["request", schema.item, *(one.name for one in dense)]
         for name in names:
@@ -152,10 +152,10 @@ class PairFeatures:
         else:
             at_M = torch.searchsorted(self._key, key_M.cpu()).clamp_max(len(self._key) - 1)
             is_known_M = self._key[at_M] == key_M.cpu()
-            dense_MF[:, network.cross_dense] = self._values[at_M]
+            dense_MF[:, network.types.cross_dense] = self._values[at_M]
         encoded = network.dense_encoding(dense_MF.to(key_M.device))
         encoded_MFQ = encoded.unflatten(1, (-1, network.dense_encoding.num_bins))
-        return encoded_MFQ[:, network.cross_dense].flatten(1), is_known_M.to(key_M.device)
+        return encoded_MFQ[:, network.types.cross_dense].flatten(1), is_known_M.to(key_M.device)
 
 
 def _whole(path: Path) -> pa.Table:

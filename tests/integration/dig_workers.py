@@ -15,7 +15,7 @@ from tests.integration.tiny_dig import (
 )
 from tests.integration.workers import table_parts
 from trainer.distributed import start_ranks, stop_ranks
-from trainer.models.dig import DigModelConfig
+from trainer.models.dig_config import DigModelConfig
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig, parallelize
 from trainer.pipeline import RankingPipeline

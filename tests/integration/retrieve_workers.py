@@ -29,7 +29,7 @@ def answer(experiment: Experiment, folder: Path, users: Path, index: Path | None
     first = pq.read_table(plain).slice(0, 1)
     schema = model.trainer.dataset.schema
     pairs = {"request": first["request"], "item_id": first["item_id"]}
-    for at in model.network.cross_dense:
+    for at in model.network.types.cross_dense:
         pairs[schema.dense_features[at].name] = pa.array([3.0])
     pq.write_table(pa.table(pairs), folder / "pairs.parquet")
     model.for_requests(users, folder / "items_cross.parquet", folder / "pairs.parquet")

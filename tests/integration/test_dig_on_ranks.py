@@ -11,7 +11,8 @@ from tests.integration.tiny_dig import CONFIG, ITEM, initial_table, tables
 
 CONFIGS = {"batch": CONFIG, "user": replace(CONFIG, u2t_scope="user")}
 NO_GRADIENT = dict.fromkeys(
-    ("dense_arch.0.bias", "user_norm.running_mean_D"), NUM_STEPS * OPTIM.dense_lr
+    ("request_encoder.dense.0.bias", "request_encoder.norm.running_mean_D"),
+    NUM_STEPS * OPTIM.dense_lr,
 )
 """Normalization undoes what the bias adds, so its gradient is rounding, of which Adam makes steps;
 the running mean follows it."""

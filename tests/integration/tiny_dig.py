@@ -12,7 +12,7 @@ from sharding.tables import TableSpec
 from trainer.batch import Batch
 from trainer.initialize import initialize, parameters_on_meta
 from trainer.models.dcn_moe import DCNMoEConfig
-from trainer.models.dig import DigModelConfig
+from trainer.models.dig_config import DigModelConfig
 from trainer.models.ranking_model import RankingModel
 from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig, StaticField
 from trainer.modules.next_token import ContextRoles

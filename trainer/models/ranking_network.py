@@ -69,6 +69,11 @@ class RankingModelConfig:
         """Weights of the losses beside the discriminative one, by name (TRM Eq. 7)."""
         return {"next_token": self.next_token.weight if self.next_token else 0.0, "tower": 1.0}
 
+    @property
+    def network_class(self) -> type[RankingNetwork]:
+        """What `build_network` makes."""
+        return RankingNetwork
+
     def build_network(
         self,
         *,
@@ -80,7 +85,7 @@ class RankingModelConfig:
         precision: Precision = "fp32",
     ) -> RankingNetwork:
         """The dense side of the model; arguments as of `RankingNetwork`."""
-        return RankingNetwork(
+        return self.network_class(
             self,
             tables=tables,
             num_dense=num_dense,

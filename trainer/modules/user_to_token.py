@@ -1,7 +1,6 @@
 """u2t: user-item cross features at the granularity of tokens (DIG section 3.3).
 
-Legend: B impressions, G impressions of all ranks, L levels, C width of cross features (d_c),
-E width of e_u, D dim of SID embeddings.
+Legend: B impressions, G impressions of all ranks, L levels, C width of cross features (d_c).
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.modules.mlp import mlp
 from trainer.modules.over_ranks import own_rank, rows_of_all_ranks
 
 Scope = Literal["user", "batch"]
@@ -67,39 +65,6 @@ def prefix_means(u2t_BLC: Tensor) -> Tensor:
     """`u2t^(1:l)`: the mean of `u2t^(1)` to `u2t^(l)`, so that its width stays d_c."""
     number_L1 = torch.arange(1, u2t_BLC.shape[-2] + 1, device=u2t_BLC.device).unsqueeze(1)
     return u2t_BLC.cumsum(dim=-2) / number_L1
-
-
-class TokenPredictor(nn.Module):
-    """MLP_u2t (Eq. 14): one small network a level from `[e_u; e_sid^(1:l)]` to d_c.
-
-    Args:
-        user_dim: E.
-        sid_dim: D.
-        cross_dim: C.
-        num_levels: L.
-        hidden_dim: of each.
-    """
-
-    def __init__(
-        self, *, user_dim: int, sid_dim: int, cross_dim: int, num_levels: int, hidden_dim: int
-    ) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(
-            mlp(user_dim + sid_dim, (hidden_dim,), cross_dim) for _ in range(num_levels)
-        )
-
-    def level(self, level: int, user: Tensor, prefix: Tensor) -> Tensor:
-        """`u2t^(l)` as it is predicted, (..., C) from (..., E) and prefixes (..., D)."""
-        user = user.expand(*prefix.shape[:-1], user.shape[-1])
-        predicted: Tensor = self.levels[level](torch.cat([user, prefix], dim=-1))
-        return predicted.float()
-
-    def forward(self, user: Tensor, prefixes: Tensor) -> Tensor:
-        """All levels: (..., E) and (..., L, D) -> (..., L, C)."""
-        return torch.stack(
-            [self.level(level, user, prefixes[..., level, :]) for level in range(len(self.levels))],
-            dim=-2,
-        )
 
 
 def distillation_loss(predicted_BLC: Tensor, teacher_BLC: Tensor) -> Tensor:

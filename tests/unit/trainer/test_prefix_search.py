@@ -155,7 +155,7 @@ def test_wide_beams_score_every_sid_of_the_catalogue(trained):
             for level in range(3):
                 prefix = prefix + sid[level, codes[item, level]]
                 inputs = torch.cat([one.user_BE[0], prefix])
-                total = total + network.predictor.levels[level](inputs)
+                total = total + network.token_cross.levels[level](inputs)
             with torch.no_grad():
                 recall = network.recall(one, prefix[None, None], total[None, None] / 3)
                 rank = network.rank(one, retriever.e_ND[item][None, None], total[None, None] / 3)

@@ -10,6 +10,7 @@ from tests.integration import tiny_dig
 from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, batches_of_ranks, dig_model, variant
 from trainer.batch_parts import take_rows
 from trainer.models.ranking_model import RankingModel
+from trainer.modules.catalogue_draws import drawn_rows
 from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
 
 LOSSES = ("discriminative", "recall", "commit", "sem", "u2t")
@@ -80,7 +81,7 @@ def test_losses_equal_the_equations(batch, scope, last_level_only):
 
         def predicted(row, of, level):
             inputs = torch.cat([request.user_BE[row], prefix(of, level)])
-            return network.predictor.levels[level](inputs)
+            return network.token_cross.levels[level](inputs)
 
         distance = np.mean(
             [
@@ -143,7 +144,7 @@ EDGES = {
     "recall": {"encoder (history)", "user", "sid", "sid_norm", "u2t_norm", "mixer"},
     "commit": {"encoder"},
     "sem": {"encoder"},
-    "u2t": {"encoder (history)", "user", "sid", "predictor"},
+    "u2t": {"encoder (history)", "user", "sid", "token_cross"},
 }
 
 
@@ -162,7 +163,7 @@ def moved(model, loss):
             top = "cross" if table == "affinity" else top
         elif top in ("tower", "heads", "attention"):
             top = "mixer"
-        elif top in ("dense_arch", "history_sums", "history_value", "user_norm"):
+        elif top == "request_encoder":
             top = "user"
         groups.add(top)
     return groups
@@ -234,10 +235,88 @@ def test_without_the_retrieval_path_its_parameters_rest(batch):
     loss, outputs = model(batch)
     loss.backward()
     assert "recall" not in outputs.losses
-    resting = ("sid_norm", "u2t_norm", "predictor", "sparse.items")
+    resting = ("sid_norm", "u2t_norm", "token_cross", "sparse.items")
     for name, weight in model.named_parameters():
         if any(part in name for part in resting):
             assert weight.grad is None or not weight.grad.any(), name
+
+
+@pytest.mark.parametrize("kind", ["mean", "none"])
+def test_without_mlp_u2t_nothing_is_distilled(batch, kind):
+    model = dig_model(config=variant(retrieval_u2t=kind))
+    model(batch)
+    loss, outputs = model(batch)
+    assert "u2t" not in outputs.losses
+    assert not list(model.network.token_cross.parameters())
+    losses = outputs.losses
+    whole = losses["discriminative"] + losses["recall"]
+    whole = whole + 0.25 * losses["commit"] + 0.1 * losses["sem"]
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_means_of_codes_are_those_of_the_log(batch):
+    model = dig_model(config=variant(retrieval_u2t="mean"))
+    model(batch)
+    network = model.network
+    with torch.no_grad():
+        cross = network.cross(batch, model.sparse(batch)[0])
+    item_of = batch.items[ITEM_ROW].values()[batch.candidate_B]
+    known = network.token_cross.is_known_LK
+    assert known.sum() > 3
+    for level, code in known.nonzero().tolist():
+        found = network.token_cross.mean_LKC[level, code]
+        assert (found >= cross.min(0).values - 1e-6).all()
+        assert (found <= cross.max(0).values + 1e-6).all()
+    whole = torch.zeros(network.cross_dim)
+    codes = network_codes_before(model, batch)
+    for code, number in zip(*torch.unique(codes[item_of, 0], return_counts=True), strict=True):
+        whole += network.token_cross.mean_LKC[0, code] * number
+    torch.testing.assert_close(whole / len(item_of), cross.mean(0))
+
+
+def network_codes_before(model, batch):
+    """SIDs that the first step saw: those of a model of the same seed before its codebooks move."""
+    other = dig_model(config=variant(retrieval_u2t="mean"))
+    other.network.quantizer.start(other.network.encode_catalogue())
+    return other.network.catalogue_codes()
+
+
+def test_the_statistic_reaches_the_loss_where_it_is_asked_for(batch):
+    found = {}
+    for kind in ("statistic", "none"):
+        model = dig_model(config=variant(impression_u2t=kind, num_negatives=0))
+        model(batch)
+        found[kind] = model(batch)[1].losses
+    assert found["statistic"]["recall"] != found["none"]["recall"]
+    assert found["statistic"]["u2t"] == found["none"]["u2t"]
+    assert found["statistic"]["discriminative"] == found["none"]["discriminative"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_share_of_the_cross_features_is_given(batch, training):
+    whole, half = dig_model(), dig_model(config=variant(cross_share=0.5))
+    for model in (whole, half):
+        model.train(training)
+    with torch.no_grad():
+        given = half.network.cross(batch, half.sparse(batch)[0])
+        every = whole.network.cross(batch, whole.sparse(batch)[0])
+    is_given = drawn_rows(batch.row_B, share=0.5)
+    assert 0 < is_given.sum() < len(is_given)
+    torch.testing.assert_close(given, every * is_given[:, None])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cross_share": 1.5}, "cross_share is 1.5, expected 0 to 1"),
+        ({"retrieval_u2t": "mean", "u2t_scope": "user"}, "one mean a code"),
+        ({"num_negatives": -1}, "num_negatives is -1"),
+        ({"track_every": 0}, "track_every is 0"),
+    ],
+)
+def test_settings_of_the_model_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        variant(**changes)
 
 
 def test_evaluation_depends_on_each_row_alone(batch):

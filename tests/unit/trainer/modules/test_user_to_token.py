@@ -2,13 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.modules.catalogue_draws import drawn_items
-from trainer.modules.user_to_token import (
-    TokenPredictor,
-    bucket_means,
-    distillation_loss,
-    prefix_means,
-)
+from trainer.modules.catalogue_draws import drawn_items, drawn_rows
+from trainer.modules.user_to_token import bucket_means, distillation_loss, prefix_means
 
 
 @pytest.mark.parametrize("scope", ["user", "batch"])
@@ -58,18 +53,6 @@ def test_distillation_equals_eq_15_and_leaves_its_teacher_alone():
     assert teacher.grad is None
 
 
-def test_predictor_has_a_network_a_level():
-    torch.manual_seed(0)
-    made = TokenPredictor(user_dim=3, sid_dim=4, cross_dim=2, num_levels=2, hidden_dim=5)
-    user, prefixes = torch.randn(6, 3), torch.randn(6, 2, 4)
-    found = made(user, prefixes)
-    for level in range(2):
-        expected = made.levels[level](torch.cat([user, prefixes[:, level]], dim=1))
-        torch.testing.assert_close(found[:, level], expected)
-    many = made(user[:, None], torch.stack([prefixes, prefixes], dim=1))
-    torch.testing.assert_close(many[:, 1], found)
-
-
 def test_drawn_items_are_even_and_depend_on_row_and_step_alone():
     rows = torch.arange(50_000)
     drawn = drawn_items(rows, step=torch.tensor([7]), number=2, num_items=50)
@@ -80,3 +63,13 @@ def test_drawn_items_are_even_and_depend_on_row_and_step_alone():
     assert torch.equal(part, drawn[100:200])
     later = drawn_items(rows, step=torch.tensor([8]), number=2, num_items=50)
     assert (later == drawn).float().mean() < 0.05
+
+
+def test_drawn_rows_are_a_share_that_grows():
+    rows = torch.arange(50_000)
+    few, more = (drawn_rows(rows, share=share) for share in (0.25, 0.5))
+    assert few.float().mean() == pytest.approx(0.25, abs=0.01)
+    assert more.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert not (few & ~more).any()
+    assert torch.equal(drawn_rows(rows[90:99], share=0.5), more[90:99])
+    assert not drawn_rows(rows, share=0.0).any()
