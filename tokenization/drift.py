@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenization.artifact import TokenArtifact, TokenArtifactError
+from tokenization.artifact import TokenArtifact
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.vocabulary import gen_row
 
 

@@ -11,7 +11,8 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenization.artifact import TokenArtifact, TokenArtifactError, fingerprint_arrays
+from tokenization.artifact import TokenArtifact, fingerprint_arrays
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.base import check_embeddings
 from tokenization.collisions import resolve_collisions
 

@@ -31,7 +31,8 @@ from tests.fuzz.refusals import refusal, tree
 from tests.fuzz.strategies import JUNK, changed, damaged
 from tests.unit.trainer.stored_checkpoint import whole as one_box
 from tests.unit.trainer.stored_checkpoint import write_checkpoint, write_manifest
-from tokenization.artifact import TokenArtifact, TokenArtifactError
+from tokenization.artifact import TokenArtifact
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.mem_tokens import MemTokens
 from tokenization.pipeline import fit_tokens
 from tokenization.rq_kmeans import RQKMeans

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenization import artifact as artifact_module
-from tokenization.artifact import TokenArtifact, TokenArtifactError
+from tokenization import artifact_files
+from tokenization.artifact import TokenArtifact
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.mem_tokens import MemTokens
 from tokenization.pipeline import fit_tokens
 from tokenization.rq_kmeans import RQKMeans
@@ -122,7 +123,7 @@ def test_a_failed_save_leaves_the_old_artifact(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(artifact_module, "save_file", full_disk)
+    monkeypatch.setattr(artifact_files, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         fit(seed=1).save(tmp_path / "tokens")
     assert TokenArtifact.load(tmp_path / "tokens").fingerprint == fit().fingerprint

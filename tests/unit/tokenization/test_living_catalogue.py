@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch import tokenize
-from tokenization.artifact import TokenArtifact, TokenArtifactError
+from tokenization.artifact import TokenArtifact
+from tokenization.artifact_files import TokenArtifactError
 from tokenization.drift import carry_over, measure_drift
 from tokenization.mem_tokens import MemTokens
 from tokenization.pipeline import fit_tokens
