@@ -174,6 +174,9 @@ class DigNetwork(RankingNetwork):
         row_X, place = torch.unique(torch.cat([row_U, drawn_BN.flatten()]), return_inverse=True)
         with torch.autocast(row_U.device.type, enabled=False):
             e_XD = self.encoder(row_X)
+        if e_XD.requires_grad and not self.config.item.learns_at(int(self.num_steps)):
+            # Zeros, not None: with several ranks the same parameters must get gradients each step.
+            e_XD.register_hook(torch.zeros_like)
         return Encoded(row_X, e_XD, place[: len(row_U)], place[len(row_U) :].view_as(drawn_BN))
 
     def request(self, batch: Batch, pooled: KeyedTensor, encoded: Encoded) -> Request:
@@ -321,9 +324,10 @@ class DigNetwork(RankingNetwork):
 
     @torch.no_grad()
     def _after_step(self, found: Quantized, place_BS: Tensor, row_X: Tensor) -> None:
-        if int(self.num_steps) % self.config.track_every == 0:
+        step = int(self.num_steps)
+        if step % self.config.track_every == 0:
             self._tracker.look(self.catalogue_codes())
-        if not self.config.item.fixed:
+        if self.config.item.learns_at(step):
             place_M = place_BS.flatten()
             self.quantizer.follow(found, place_M, row_X.index_select(0, place_M))
         self.num_steps += 1

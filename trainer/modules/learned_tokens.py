@@ -51,6 +51,8 @@ class LearnedTokensConfig:
         decay: alpha of the codebooks' moving averages.
         dead_after: steps without an item after which a codeword starts anew.
         fixed: Fixed SID of the paper's Table 5: encoder and codebooks stay as they begin.
+        fixed_after: training steps after which they stay as they are by then, so that the SID
+            embeddings learn the SIDs that retrieval will use; None for never.
 
     Raises:
         ValueError: naming the field, what was found and what is expected.
@@ -71,6 +73,7 @@ class LearnedTokensConfig:
     decay: float = 0.99
     dead_after: int = 50
     fixed: bool = False
+    fixed_after: int | None = None
 
     def __post_init__(self) -> None:
         """Check sizes and the source of texts."""
@@ -96,8 +99,17 @@ class LearnedTokensConfig:
                 f"embedding_column {self.embedding_column!r}; name exactly one of the two for "
                 "texts, and neither for text_dim=0"
             )
+        if self.fixed_after is not None and (self.fixed or self.fixed_after < 1):
+            raise ValueError(
+                f"model.item.fixed_after is {self.fixed_after} with fixed={self.fixed}, expected "
+                "at least 1 step without fixed; set fixed=True for SIDs that never change"
+            )
         if not 0 <= self.decay < 1:
             raise ValueError(f"model.item.decay is {self.decay}, expected 0 to below 1")
+
+    def learns_at(self, step: int) -> bool:
+        """Whether encoder and codebooks change in a training step, counted from 0."""
+        return not self.fixed and (self.fixed_after is None or step < self.fixed_after)
 
     @property
     def field_names(self) -> tuple[str, ...]:

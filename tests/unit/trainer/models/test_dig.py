@@ -230,6 +230,21 @@ def test_fixed_sids_stay(batch):
     assert all(weight.grad is None for weight in model.network.encoder.parameters())
 
 
+def test_sids_stay_after_some_steps(batch):
+    model = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
+    for step in range(4):
+        before = model.network.quantizer.codebooks_LKD.clone()
+        model.zero_grad()
+        loss, outputs = model(batch)
+        loss.backward()
+        learns = step < 2
+        assert torch.equal(before, model.network.quantizer.codebooks_LKD) == (not learns)
+        moved = any(weight.grad.any() for weight in model.network.encoder.parameters())
+        assert moved == learns
+        assert model.network.item_norm.weight_D.grad.any()
+    assert outputs.losses["drift_1"] == outputs.losses["drift"] == 0
+
+
 def test_without_the_retrieval_path_its_parameters_rest(batch):
     model = dig_model(config=variant(recall_weight=0.0))
     loss, outputs = model(batch)
@@ -347,6 +362,8 @@ def test_parts_of_batches_are_refused(batch):
         ({"text_dim": 0}, "exactly one"),
         ({"num_codes": 0}, "num_codes is 0"),
         ({"decay": 1.0}, "decay is 1.0"),
+        ({"fixed_after": 0}, "at least 1 step"),
+        ({"fixed": True, "fixed_after": 9}, "with fixed=True"),
     ],
 )
 def test_settings_are_checked(changes, message):
