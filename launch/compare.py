@@ -83,11 +83,11 @@ def main(args: Sequence[str]) -> None:
     options = tyro.cli(
         CompareOptions, prog=f"farewell compare {name}", description=__doc__, args=words
     )
-    compare(comparison, options)
+    compare(name, comparison, options)
 
 
-def compare(comparison: Comparison, options: CompareOptions) -> None:
-    """Train what is missing, evaluate, print and write the report.
+def compare(name: str, comparison: Comparison, options: CompareOptions) -> None:
+    """Train what is missing, evaluate, print and write the report of the comparison named so.
 
     Raises:
         ValueError: for whatever is wrong with data, tokens or settings.
@@ -133,6 +133,7 @@ def compare(comparison: Comparison, options: CompareOptions) -> None:
             versions=package_versions(),
             comparison=comparison,
             geometry=_geometry(comparison, runs),
+            command=f"farewell compare {name} --seeds {options.seeds}",
         )
     print_report(report, console)
     write_report(folder, report)

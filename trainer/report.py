@@ -34,6 +34,7 @@ from trainer.evaluation import (
 from trainer.figures import FIGURE_CAPTIONS, draw_figures
 from trainer.measurement import Measurement
 from trainer.metrics import calibration_bins
+from trainer.report_markdown import to_markdown
 from trainer.report_tables import cost_table, machine_lines, quality_table, rich_table
 from trainer.study_report import describe_study, study_table
 from trainer.verdict import pick_reference, write_verdict
@@ -138,6 +139,7 @@ def build_report(
     seed: int = 0,
     comparison: Comparison | None = None,
     geometry: Sequence[Mapping[str, Any]] = (),
+    command: str = "",
 ) -> dict[str, Any]:
     """Measure every row and every pair of rows.
 
@@ -157,6 +159,7 @@ def build_report(
         comparison: whose study, where it has one, says what is asked and over which row gains
             are taken.
         geometry: of the rows' embedding tables, see `trainer.geometry`.
+        command: that makes the report again.
 
     Returns:
         `report.json` as a dictionary without nan.
@@ -204,6 +207,7 @@ def build_report(
     reference = reference or pick_reference(report)
     report["reference"] = reference
     report["geometry"] = list(geometry)
+    report["command"] = command
     if comparison is not None and study is not None and reference is not None:
         report["study"] = describe_study(study, comparison.rows, report, reference)
     report["bucket_pairs"] = [
@@ -286,7 +290,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
-    """Write `report.json`, `figures/*.png` and a self-contained `report.html` into `folder`.
+    """Write `report.json`, `.md`, `figures/*.png` and a self-contained `.html` into `folder`.
 
     Returns:
         Path of report.html.
@@ -295,6 +299,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / "report.json", text + "\n")
     figures = draw_figures(report, folder / "figures")
+    _write(folder / "report.md", to_markdown(report, figures))
     html = render_html(report, figures)
     _write(folder / "report.html", html)
     return folder / "report.html"

@@ -1,8 +1,8 @@
-"""Tables of a report as cells, shown alike in the terminal and in report.html."""
+"""Tables of a report as cells, shown alike in the terminal, in report.html and in report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,7 @@ def cost_table(report: Mapping[str, Any]) -> ReportTable:
 def machine_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run where, as name and value."""
     return [
+        *([("command", report["command"])] if report["command"] else []),
         ("data set", report["dataset"]),
         ("seeds", ", ".join(map(str, report["seeds"]))),
         *((name, str(value)) for name, value in report["machine"].items()),
@@ -203,3 +204,20 @@ def _rich_cell(cell: Cell, *, first: bool) -> Text:
     if cell.detail:
         text.append(("\n" if first else " ") + cell.detail, style="not bold dim")
     return text
+
+
+def markdown_table(table: ReportTable) -> list[str]:
+    """The lines of a table in Markdown, its title and note around it; an empty line ends it."""
+    lines = [f"## {table.title}", "", _markdown_row(table.columns)]
+    lines.append("|" + "---|" * len(table.columns))
+    lines += [_markdown_row([_markdown_cell(cell) for cell in row]) for row in table.rows]
+    return [*lines, "", *([table.note, ""] if table.note else [])]
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} {cell.detail}".strip()
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

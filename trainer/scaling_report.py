@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from trainer.figure_style import MARKERS, PALETTE, STYLE, legend_below
-from trainer.report_tables import ABSENT, Cell, ReportTable, format_count, format_seconds
+from trainer.report_tables import (
+    ABSENT,
+    Cell,
+    ReportTable,
+    format_count,
+    format_seconds,
+    markdown_table,
+)
 from trainer.run_folder import write_json
 from trainer.scaling_law import PowerLaw
 
@@ -202,13 +209,7 @@ def markdown(report: Report) -> str:
     lines += [f"* {word}" for word in report["words"][1:]]
     lines += ["", "![loss and gain over size](scaling.png)", "", CAPTION, ""]
     for table in tables(report):
-        lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-        lines.append("|" + "---|" * len(table.columns))
-        lines += [
-            "| " + " | ".join(f"{cell.text} {cell.detail}".strip() for cell in row) + " |"
-            for row in table.rows
-        ]
-        lines += ["", *([table.note, ""] if table.note else [])]
+        lines += markdown_table(table)
     return "\n".join(lines)
 
 

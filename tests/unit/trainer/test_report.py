@@ -261,6 +261,24 @@ def test_written_report_is_self_contained_and_escaped(split, tmp_path):
     assert render_html(saved, {}).count("<table>") == 3
 
 
+def test_markdown_holds_what_the_page_holds(split, tmp_path):
+    rows = [
+        baseline(split),
+        model(split, "A | B", "hybrid", 0.6),
+        model(split, "C", "gen_token", 0.4),
+    ]
+    report = build(split, rows, command="farewell compare toy --seeds 1")
+    write_report(tmp_path, report)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith(f"# id_vs_tokens.toy\n\n**{report['verdict']['headline']}.** ")
+    assert "* command: farewell compare toy --seeds 1\n" in text
+    assert all(one["text"] in text for one in report["verdict"]["findings"])
+    table = [line for line in text.splitlines() if line.startswith("| A \\| B |")]
+    assert f"{report['rows'][1]['metrics']['like']['auc']:.4f}" in table[0]
+    linked = re.findall(r"\]\((figures/[a-z_]+\.png)\)", text)
+    assert linked and all((tmp_path / path).is_file() for path in linked)
+
+
 def test_terminal_tables_fit_120_columns_and_take_names_literally(report, split):
     def shown(one):
         console = Console(file=io.StringIO(), width=120)
