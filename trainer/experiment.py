@@ -18,7 +18,7 @@ from tokenization.collisions import Collisions
 from tokenization.combinations import AnyMem
 from tokenization.tokenizers import AnyTokenizer
 from trainer.data.context_roles import context_roles
-from trainer.data.schema import DatasetSchema, GlobalTimeSplit
+from trainer.data.schema import DatasetSchema, GlobalTimeSplit, Split
 from trainer.models.ranking_model import RankingModelConfig, check_item_features
 from trainer.modules.hybrid_tokens import (
     GEN_TOKEN,
@@ -45,7 +45,7 @@ class DataConfig:
 
     folder: Path
     schema: Annotated[DatasetSchema, tyro.conf.Fixed]
-    split: GlobalTimeSplit = field(default_factory=GlobalTimeSplit)
+    split: Split = field(default_factory=GlobalTimeSplit)
     shuffle_rows: int = 262_144
 
 

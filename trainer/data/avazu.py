@@ -23,10 +23,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.causal import CausalConfig, CausalFeatures
+from trainer.data.clock import clock_columns
 from trainer.data.csv_chunks import CsvFile
 from trainer.data.ragged import Ragged
 from trainer.data.schema import Categorical, DatasetSchema, ItemSequence
 from trainer.data.text_ids import TextIds, hex_ids
+from trainer.data.text_numbers import zeros_and_ones
 from trainer.data.writer import DatasetWriter, Manifest, Progress
 
 COLUMNS = (
@@ -163,21 +165,18 @@ class _Known:
 def _impressions(
     chunk: pa.Table, known: _Known, users: NDArray[np.int64], causal: CausalFeatures
 ) -> pa.Table:
-    clicks = _clicks(chunk["click"])
+    clicks = zeros_and_ones(chunk["click"], place="column 'click'")
     times = seconds(chunk["hour"])
     user = np.searchsorted(users, user_keys(chunk))
     site = known.sites.encode(chunk["site_id"])
     past = causal.transform(
         users=user, items=site.astype(np.int64), timestamps=times, positives=clicks == 1
     )
-    hours = times // 3_600
     columns: dict[str, Any] = {
         "user_id": user,
         "item_id": site,
         "timestamp": times,
-        "hour": (hours % 24).astype(np.int32),
-        # The first of January 1970 was a Thursday; Monday is 0.
-        "weekday": ((hours // 24 + 3) % 7).astype(np.int32),
+        **clock_columns(times),
         **{name: ids.encode(chunk[name]) for name, ids in known.fields.items()},
         **{name: hex_ids(chunk[name], name=name) for name in HASHED},
         "click": clicks,
@@ -212,11 +211,3 @@ def _second(hour: str) -> int:
         return int(datetime.strptime(f"{hour}+0000", "%y%m%d%H%z").timestamp())
     except ValueError as error:
         raise ValueError(f"column 'hour': expected YYMMDDHH, found {hour!r}") from error
-
-
-def _clicks(column: Any) -> NDArray[np.int8]:
-    texts = column.to_numpy().astype(str)
-    wrong = (texts != "0") & (texts != "1")
-    if wrong.any():
-        raise ValueError(f"column 'click': expected 0 or 1, found {str(texts[wrong][0])!r}")
-    return (texts == "1").astype(np.int8)

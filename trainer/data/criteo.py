@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from trainer.data.csv_chunks import CsvFile
 from trainer.data.ragged import Ragged
 from trainer.data.schema import Categorical, DatasetSchema, Dense, ItemSequence
 from trainer.data.text_ids import TextIds, hex_ids
+from trainer.data.text_numbers import real_numbers, zeros_and_ones
 from trainer.data.writer import DatasetWriter, Manifest, Progress, ragged_column
 
 COUNTS = tuple(f"I{at}" for at in range(1, 14))
@@ -127,21 +126,12 @@ def _impressions(
         "history": ragged_column(nothing),
         **{name: ids.encode(chunk[name]) for name, ids in fields.items()},
         **{name: hex_ids(chunk[name], name=name) for name in HASHED},
-        **{name: _numbers(chunk[name], name) for name in COUNTS},
-        "click": _numbers(chunk["label"], "label").astype(np.int8),
+        **{
+            name: real_numbers(chunk[name], place=f"column {name!r}", absent=MISSING_COUNT).astype(
+                np.float32
+            )
+            for name in COUNTS
+        },
+        "click": zeros_and_ones(chunk["label"], place="column 'label'"),
     }
-    if not np.isin(columns["click"], (0, 1)).all():
-        wrong = columns["click"][~np.isin(columns["click"], (0, 1))][0]
-        raise ValueError(f"column 'label': expected 0 or 1, found {wrong}")
     return pa.table(columns)
-
-
-def _numbers(column: Any, name: str) -> NDArray[np.float32]:
-    """Numbers of a text column, `MISSING_COUNT` where it is empty."""
-    missing: Any = pc.equal(pc.binary_length(column), pa.scalar(0, pa.int32()))
-    filled: Any = pc.if_else(missing, str(MISSING_COUNT), column)
-    try:
-        numbers: NDArray[np.float32] = filled.cast(pa.float32()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"column {name!r}: expected numbers, but: {error}") from error
-    return numbers

@@ -19,11 +19,13 @@ class CsvFile:
 
     Args:
         path: of the file.
-        columns: names of all columns, in order.
+        columns: names of all columns, in order, or of those that are `wanted`.
         delimiter: between values.
         header: whether the first line names the columns.
         what: the file as its publisher calls it, for messages.
         max_rows: read so many rows from the start; None for all.
+        wanted: `columns` are some of the header's, in any order, and others are skipped.
+        quoted: values may stand in double quotes, and then hold delimiters.
     """
 
     path: Path
@@ -32,6 +34,8 @@ class CsvFile:
     header: bool
     what: str
     max_rows: int | None = None
+    wanted: bool = False
+    quoted: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading.
@@ -52,10 +56,8 @@ class CsvFile:
         """
         left = self.max_rows
         try:
-            reader = self._open()
-            self._check(reader.schema.names)
-            for batch in reader:
-                table = pa.Table.from_batches([batch])
+            for batch in self._open(self._names()):
+                table = pa.Table.from_batches([batch]).rename_columns(list(self.columns))
                 table = table if left is None else table.slice(0, left)
                 yield table
                 left = None if left is None else left - table.num_rows
@@ -67,23 +69,39 @@ class CsvFile:
                 f"line, but: {error}"
             ) from error
 
-    def _open(self) -> Any:
+    def place(self, column: str) -> str:
+        """The column as messages name it."""
+        return f"{self.path}, column {column!r}"
+
+    def _names(self) -> list[str]:
+        """Names of `columns` as the header spells them: some files have spaces around them."""
+        if not self.header:
+            return list(self.columns)
+        spelled = {name.strip(): name for name in self._open(None).schema.names}
+        self._check(list(spelled))
+        return [spelled[name] for name in self.columns]
+
+    def _open(self, names: list[str] | None) -> Any:
         return pyarrow.csv.open_csv(
             self.path,
             read_options=pyarrow.csv.ReadOptions(
-                column_names=None if self.header else list(self.columns), block_size=BLOCK_BYTES
+                column_names=None if self.header else names, block_size=BLOCK_BYTES
             ),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=False),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=self.delimiter, quote_char='"' if self.quoted else False
+            ),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(self.columns, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(names or (), pa.string()),
+                include_columns=names,
+                strings_can_be_null=False,
             ),
         )
 
     def _check(self, found: list[str]) -> None:
-        if found == list(self.columns):
-            return
         missing = [name for name in self.columns if name not in found]
-        others = [name for name in found if name not in self.columns]
+        if found == list(self.columns) or (self.wanted and not missing):
+            return
+        others = [name for name in found if name not in self.columns and not self.wanted]
         raise ValueError(
             f"{self.path}: expected {self.what} with the columns {', '.join(self.columns)}; "
             f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(others) or 'none'}"

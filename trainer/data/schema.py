@@ -159,6 +159,34 @@ class GlobalTimeSplit:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimesSplit:
+    """Parts by two values of the time column: dates, or numbers that stand in their place.
+
+    Args:
+        valid_from: first time of the validation part; what is before is for training.
+        test_from: first time of the test part.
+    """
+
+    valid_from: int
+    test_from: int
+
+    def __post_init__(self) -> None:
+        """Check the order.
+
+        Raises:
+            ValueError: when the validation part would be empty.
+        """
+        if self.valid_from >= self.test_from:
+            raise ValueError(
+                f"split: valid_from={self.valid_from} must be before test_from={self.test_from}"
+            )
+
+
+Split = GlobalTimeSplit | TimesSplit
+"""How a log is cut into train, validation and test."""
+
+
 @dataclass(frozen=True)
 class RowRange:
     """Rows `start` (included) to `stop` (excluded) of the time-ordered log."""

@@ -81,6 +81,11 @@ class TextIds:
         ids: NDArray[np.int32] = found.to_numpy().astype(np.int32)
         return ids
 
+    def count_and_encode(self, column: Any) -> NDArray[np.int32]:
+        """Ids of a column that is in memory whole, int32."""
+        self.count(column)
+        return self.finish().encode(column)
+
 
 def hex_ids(column: Any, *, name: str) -> NDArray[np.int64]:
     """The numbers that eight hexadecimal digits stand for, int64; `MISSING` for empty text.

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, get_args
 
 import sharding.tables
@@ -93,7 +94,7 @@ def restore(values: Any, classes: Mapping[str, type], *, at: str) -> Any:
         raise ServingError(f"{at}: no {name} can be made of these values ({error})") from error
 
 
-def restored(values: Any, kind: type, classes: Mapping[str, type], *, at: str) -> Any:
+def restored(values: Any, kind: type | UnionType, classes: Mapping[str, type], *, at: str) -> Any:
     """The same, of a given class.
 
     Raises:
@@ -101,7 +102,8 @@ def restored(values: Any, kind: type, classes: Mapping[str, type], *, at: str) -
     """
     value = restore(values, classes, at=at)
     if not isinstance(value, kind):
-        raise ServingError(f"{at}: is a {type(value).__name__}, expected a {kind.__name__}")
+        expected = getattr(kind, "__name__", str(kind))
+        raise ServingError(f"{at}: is a {type(value).__name__}, expected a {expected}")
     return value
 
 

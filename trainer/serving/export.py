@@ -21,7 +21,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.dataset import Dataset
 from trainer.data.item_features import most_exposed_items
 from trainer.data.parts import ParquetPart, required_columns
-from trainer.data.schema import DatasetSchema, GlobalTimeSplit
+from trainer.data.schema import DatasetSchema, Split
 from trainer.distributed import runs_bf16_natively
 from trainer.models.ranking_network import Precision, RankingModelConfig
 from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
@@ -68,7 +68,7 @@ class TrainedRun:
     source: StoredState
     trained: Mapping[str, Any]
     schema: DatasetSchema
-    split: GlobalTimeSplit
+    split: Split
     model: RankingModelConfig
     tables: tuple[TableSpec, ...]
     classes: Mapping[str, type]
@@ -100,7 +100,7 @@ class TrainedRun:
             source=source,
             trained=trained,
             schema=restored(data.get("schema"), DatasetSchema, known, at=at + "data.schema"),
-            split=restored(data.get("split"), GlobalTimeSplit, known, at=at + "data.split"),
+            split=restored(data.get("split"), Split, known, at=at + "data.split"),
             model=restored(trained.get("model"), RankingModelConfig, known, at=at + "model"),
             tables=tuple(
                 restored(table, TableSpec, known, at=f"{at}tables[{n}]")

@@ -100,7 +100,7 @@ def test_lines_without_label_are_refused(rows, tmp_path):
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (0, "3", "'label': expected 0 or 1, found 3"),
+        (0, "3", "'label': expected 0 or 1, found '3'"),
         (2, "many", "'I2': expected numbers.*many"),
         (16, "blue", "'C3': expected 8 hexadecimal digits, found 'blue'"),
     ],
