@@ -18,10 +18,10 @@ from trainer.data.schema import RowRange, Splits
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalCases:
-    """One case a user: his last positive impression in a part of the log.
+    """Last positive impressions of each user in a part of the log: one, or several.
 
     Attributes:
-        user: int64 (C,) ids, ascending.
+        user: int64 (C,) ids, ascending; one with several cases stands several times.
         row: int64 (C,) rows of the log, so that rankers can read the request's features.
         history: C lists of item rows (int64), oldest first, strictly before the case. They are the
             log's own history column, which rankers read too, as long as the schema keeps it.
@@ -82,6 +82,7 @@ class RetrievalTask:
         label: str | None = None,
         history: str | None = None,
         leave_out_history: bool = False,
+        cases_per_user: int = 1,
     ) -> RetrievalTask:
         """Read the task from a log.
 
@@ -92,9 +93,10 @@ class RetrievalTask:
             history: column of the positives before an impression; None for the schema's first
                 history.
             leave_out_history: see the class.
+            cases_per_user: last positives of each user that are asked for, where there are as many.
 
         Raises:
-            ValueError: when the schema has no such label or history.
+            ValueError: when the schema has no such label or history, or for no case a user.
             DataError: when training or test rows hold no positive impression.
         """
         schema = dataset.schema
@@ -107,12 +109,14 @@ class RetrievalTask:
                 f"{', '.join(names) or 'none (the schema names no history)'}; found label "
                 f"{label!r}, history {history!r}"
             )
+        if cases_per_user < 1:
+            raise ValueError(f"cases_per_user is {cases_per_user}, expected at least 1")
         users, items, _ = _positives(dataset, splits.train, label)
         order = np.argsort(users, kind="stable")
         users, lengths = np.unique(users, return_counts=True)
         kind = names.index(history)
         valid, test = (
-            _cases(dataset, rows, label, kind, leave_out_history)
+            _cases(dataset, rows, label, kind, leave_out_history, cases_per_user)
             for rows in (splits.valid, splits.test)
         )
         for part, number in (("training", len(users)), ("test", len(test))):
@@ -143,11 +147,19 @@ def _positives(
 
 
 def _cases(
-    dataset: Dataset, rows: RowRange, label: str, kind: int, leave_out_history: bool
+    dataset: Dataset,
+    rows: RowRange,
+    label: str,
+    kind: int,
+    leave_out_history: bool,
+    cases_per_user: int,
 ) -> RetrievalCases:
     users, items, row = _positives(dataset, rows, label)
-    users, from_end = np.unique(users[::-1], return_index=True)
-    last = len(row) - 1 - from_end
+    by_user = np.argsort(users, kind="stable")
+    users = users[by_user]
+    to_come = np.searchsorted(users, users, side="right") - np.arange(len(users))
+    kept = to_come <= cases_per_user
+    users, last = users[kept], by_user[kept]
     cases = RetrievalCases(
         user=users, row=row[last], history=_histories(dataset, row[last], kind), target=items[last]
     )

@@ -100,6 +100,23 @@ def test_task_is_what_a_walk_over_the_log_finds(log, leave_out):
     assert leave_out == (len(task.test) < len(RetrievalTask.of_log(dataset, splits).test))
 
 
+def test_several_cases_of_a_user_are_his_last_ones(log):
+    folder, rows = log
+    dataset, splits = open_log(folder)
+    one = RetrievalTask.of_log(dataset, splits).test
+    task = RetrievalTask.of_log(dataset, splits, cases_per_user=3)
+    expected: dict[int, list[int]] = {}
+    for row in range(splits.test.start, splits.test.stop):
+        if rows[row]["like"]:
+            expected.setdefault(rows[row]["user_id"], []).append(row)
+    assert task.test.row.tolist() == [r for user in sorted(expected) for r in expected[user][-3:]]
+    assert np.isin(one.row, task.test.row).all()
+    same = task.test.take(np.flatnonzero(np.isin(task.test.row, one.row)))
+    assert lists(same.history) == lists(one.history)
+    with pytest.raises(ValueError, match="cases_per_user is 0"):
+        RetrievalTask.of_log(dataset, splits, cases_per_user=0)
+
+
 def lists(ragged: Ragged) -> list[list[int]]:
     return [part.tolist() for part in np.split(ragged.values, ragged.offsets[1:-1])]
 
