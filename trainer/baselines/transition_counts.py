@@ -1,9 +1,10 @@
 """Which item follows which: counts of the training sequences, without any training.
 
-On Amazon Beauty (leave-one-out, items of the history left out) the defaults reach HR@10 .0751: the
-number that a model there has to beat. What makes it are successors alone (both directions: .0710)
-of the last five items with weights 1, 1/2 ... 1/5 (of the last item alone: .0670; of all items with
-equal weights: .0566).
+On Amazon Beauty (leave-one-out, items of the history left out) the defaults reach HR@10 .0749, and
+.0752 were the right answer the first of all items with its score: the .0751 that a model there has
+to beat. What makes it are successors alone (both directions: .0710) of the last five items with
+weights 1, 1/2 ... 1/5 (of the last item alone: .0669; of all items with equal weights: .0566). With
+items of the history in the lists it is .0715. Were validation items counted too, .0846.
 
 Legend: C cases, N items.
 """
