@@ -18,7 +18,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
 from trainer.item_index import ItemIndex
-from trainer.models.dig import DigNetwork
+from trainer.models.dig import DigNetwork, Encoded
+from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.modules.request_encoder import Request
 from trainer.modules.user_to_token import prefix_means
 from trainer.prefix_search import FoundPrefixes, prefix_search
@@ -157,7 +158,39 @@ class DigRetriever:
     def request(self, batch: Batch, pooled: KeyedTensor) -> Request:
         """Type II of a batch's impressions."""
         with self.network.autocast(batch.dense_BF.device):
-            return self.network.request(batch, pooled, self.network.encode_items(batch))
+            return self.network.request(batch, pooled, self._encoded(batch))
+
+    @torch.no_grad()
+    def score(
+        self,
+        batch: Batch,
+        pooled: KeyedTensor,
+        items: dict[str, JaggedTensor],
+        request: Request,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of both paths for each impression's own item, (B,) and (B,).
+
+        The ranking path's (Eq. 6), and the retrieval path's by the item's full SID (Eq. 16); set
+        against each other they give the gap of the paper's Table 4.
+        """
+        network, encoded = self.network, self._encoded(batch)
+        place_B = encoded.place_U.index_select(0, batch.candidate_B)
+        with network.autocast(batch.dense_BF.device):
+            e_BD = encoded.e_XD.index_select(0, place_B)
+            cross_BC = network.cross(batch, pooled)
+            rank = network.rank(request, e_BD.unsqueeze(1), cross_BC.unsqueeze(1))
+            codes_BL = network.quantizer(e_BD).codes_ML
+            prefix_BLD = network.prefixes(network.sid_table(items), codes_BL)
+            u2t_BLC = prefix_means(network.token_cross(request.user_BE, prefix_BLD, codes_BL))
+            recall = network.recall(request, prefix_BLD[:, -1:], u2t_BLC[:, -1:])
+        return rank[:, 0, _MAIN_TASK], recall[:, 0, _MAIN_TASK]
+
+    def _encoded(self, batch: Batch) -> Encoded:
+        """The batch's items, as the catalogue's are encoded already."""
+        row_U = batch.items[ITEM_ROW].values()
+        place_U = torch.arange(len(row_U), device=row_U.device)
+        none_BN = place_U.new_zeros(batch.batch_size, 0)
+        return Encoded(row_U, self.e_ND.index_select(0, row_U), place_U, none_BN)
 
     @torch.no_grad()
     def search(
@@ -230,25 +263,6 @@ class DigRetriever:
             node_RW, is_there_RW = self.index.trie.find(level, node_RW, code_RW)
             exists_RW = exists_RW & is_there_RW
         return node_RW, exists_RW
-
-
-@torch.no_grad()
-def recall_logits(
-    network: DigNetwork, batch: Batch, pooled: KeyedTensor, items: dict[str, JaggedTensor]
-) -> Tensor:
-    """The retrieval path's logits of each impression's own item by its full SID, (B,).
-
-    Set against the ranking path's, they give the gap of the paper's Table 4.
-    """
-    with network.autocast(batch.dense_BF.device):
-        encoded = network.encode_items(batch)
-        request = network.request(batch, pooled, encoded)
-        place_B = encoded.place_U.index_select(0, batch.candidate_B)
-        codes_BL = network.quantizer(encoded.e_XD).codes_ML.index_select(0, place_B)
-        prefix_BLD = network.prefixes(network.sid_table(items), codes_BL)
-        predicted_BLF = prefix_means(network.token_cross(request.user_BE, prefix_BLD, codes_BL))
-        logits = network.recall(request, prefix_BLD[:, -1:], predicted_BLF[:, -1:])
-    return logits[:, 0, _MAIN_TASK]
 
 
 def build_index(network: DigNetwork, item_ids: NDArray[np.int64]) -> ItemIndex:

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
@@ -28,11 +30,11 @@ from trainer.experiment import Experiment
 from trainer.item_index import ItemIndex
 from trainer.metrics import auc
 from trainer.models.dig import DigNetwork
-from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.parallelize import unwrapped
 from trainer.ranked_lists import recall_and_ndcg
-from trainer.retrieval import DigRetriever, build_index, recall_logits, tokens_fingerprint
+from trainer.retrieval import DigRetriever, build_index, tokens_fingerprint
 from trainer.retrieval_files import PairFeatures, write_request_log
+from trainer.retrieved_part import RetrievedPart
 from trainer.run import Trainer
 from trainer.run_folder import RunFolder, log_to
 
@@ -187,6 +189,38 @@ class TrainedRetriever:
         partial.replace(out)
         return len(order)
 
+    def retrieve_rows(self, rows: RowRange, asked: NDArray[np.int64]) -> RetrievedPart:
+        """Retrieve for some rows of a part of the log, and score all of them by both paths.
+
+        Args:
+            rows: part of the log.
+            asked: int64 (C,) rows of the log within the part, ascending.
+        """
+        ranks, recalls = [], []
+        lists: dict[str, list[Tensor]] = {"recall": [], "rank": []}
+        is_asked = np.zeros(len(rows), dtype=bool)
+        is_asked[asked - rows.start] = True
+        for batch, pooled, items in self._batches(self.trainer.dataset, rows):
+            request = self.retriever.request(batch, pooled)
+            rank_B, recall_B = self.retriever.score(batch, pooled, items, request)
+            ranks.append(rank_B.cpu())
+            recalls.append(recall_B.cpu())
+            row_of = torch.from_numpy(is_asked[batch.row_B.cpu().numpy() - rows.start]).nonzero()
+            row_M = row_of.squeeze(1).to(batch.candidate_B.device)
+            if not len(row_M):
+                continue
+            best = self.retriever.retrieve(request.take(row_M), items)
+            for name, by in (("recall", best.recall_RC), ("rank", best.rank_RC)):
+                item = best.best(self.options.top, by)[0]
+                lists[name].append(pad(item, (0, self.options.top - item.shape[1]), value=-1))
+        empty = [torch.zeros(0, self.options.top, dtype=torch.int64)]
+        return RetrievedPart(
+            by_recall_CM=torch.cat(lists["recall"] or empty).cpu().numpy(),
+            by_rank_CM=torch.cat(lists["rank"] or empty).cpu().numpy(),
+            rank_N=torch.cat(ranks).double().sigmoid().numpy(),
+            recall_N=torch.cat(recalls).double().sigmoid().numpy(),
+        )
+
     def measure(self, rows: RowRange) -> dict[str, Any]:
         """Recall and NDCG over the whole catalogue, and the AUCs of both paths (Tables 2 and 4).
 
@@ -196,44 +230,47 @@ class TrainedRetriever:
         Args:
             rows: part of the log.
         """
-        labels, ranks, recalls = [], [], []
-        places: dict[str, list[Tensor]] = {"recall_order": [], "rank_order": []}
         dataset, task = self.trainer.dataset, self.trainer.dataset.schema.labels[0]
-        positive = dataset.read(rows, [task])[task] > 0.5
-        chosen = np.zeros(len(rows), dtype=bool)
-        at = np.flatnonzero(positive)
-        chosen[at[:: -(-len(at) // MAX_TARGETS) or 1]] = True
-        for batch, pooled, items in self._batches(dataset, rows):
-            found = self.network(batch, pooled, items)
-            ranks.append(found.logits_BN[:, 0].cpu())
-            recalls.append(recall_logits(self.network, batch, pooled, items).cpu())
-            labels.append(batch.labels_BN[:, 0].cpu())
-            row_of = torch.from_numpy(chosen[batch.row_B.cpu().numpy() - rows.start]).nonzero()
-            row_M = row_of.squeeze(1).to(batch.candidate_B.device)
-            if not len(row_M):
-                continue
-            request = self.retriever.request(batch, pooled).take(row_M)
-            best = self.retriever.retrieve(request, items)
-            target_M = batch.items[ITEM_ROW].values()[batch.candidate_B[row_M]]
-            for name, by in (("recall_order", best.recall_RC), ("rank_order", best.rank_RC)):
-                item = best.best(self.options.top, by)[0]
-                hit = item == target_M.unsqueeze(1)
-                place = torch.where(hit.any(dim=1), hit.int().argmax(dim=1), -1)
-                places[name].append(place.cpu())
-        truth = torch.cat(labels).double().numpy()
-        rank_auc = auc(truth, torch.cat(ranks).double().sigmoid().numpy())
-        recall_auc = auc(truth, torch.cat(recalls).double().sigmoid().numpy())
-        return {
+        columns = dataset.read(rows, [task, dataset.schema.item])
+        asked = np.flatnonzero(columns[task] > 0.5)
+        asked = asked[:: -(-len(asked) // MAX_TARGETS) or 1]
+        target_C1 = dataset.item_rows(columns[dataset.schema.item][asked])[:, None]
+        found = self.retrieve_rows(rows, rows.start + asked)
+        rank_auc = auc(columns[task], found.rank_N)
+        recall_auc = auc(columns[task], found.recall_N)
+        measured: dict[str, Any] = {
             "at": self.options.top,
             "beam_width": self.options.width,
-            "targets": int(chosen.sum()),
+            "targets": len(asked),
             "items": len(self.retriever.index.item_ids),
             "rank_auc": rank_auc,
             "recall_auc": recall_auc,
             "gap": recall_auc - rank_auc,
-            **{
-                name: recall_and_ndcg(torch.cat(found).numpy())
-                for name, found in places.items()
-                if found
-            },
         }
+        for name, lists in (("recall_order", found.by_recall_CM), ("rank_order", found.by_rank_CM)):
+            if len(asked):
+                hit = lists == target_C1
+                place = np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
+                measured[name] = recall_and_ndcg(place)
+        return measured
+
+
+def retrieve_part(
+    experiment: Experiment,
+    folder: Path,
+    options: Retrieval,
+    rows: RowRange,
+    asked: NDArray[np.int64],
+    path: Path,
+) -> None:
+    """Retrieve with a run's newest checkpoint and write a `RetrievedPart`; one rank calls this.
+
+    Args:
+        experiment: that was trained, with the same settings.
+        folder: of the run.
+        options: see :class:`Retrieval`.
+        rows: part of the log.
+        asked: int64 rows to retrieve for, ascending.
+        path: file that is written.
+    """
+    TrainedRetriever(experiment, folder, options).retrieve_rows(rows, asked).save(path)

@@ -9,6 +9,7 @@ import torch
 from tests.integration.tiny_dig import ITEM, NUM_ITEMS, batches_of_ranks, dig_model
 from trainer.generation import TupleTrie
 from trainer.item_index import IndexMismatchError, ItemIndex
+from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.prefix_search import prefix_search
 from trainer.retrieval import DigRetriever, DigScorer, build_index, tokens_fingerprint
 
@@ -165,6 +166,20 @@ def test_wide_beams_score_every_sid_of_the_catalogue(trained):
             assert found.rank_RC[row, place].item() == pytest.approx(
                 rank[0, 0, 0].sigmoid().item(), abs=1e-5
             )
+
+
+def test_both_paths_score_an_impression_as_training_has_them(trained):
+    model, batch, pooled, items, retriever = trained
+    request = retriever.request(batch, pooled)
+    rank, recall = retriever.score(batch, pooled, items, request)
+    with torch.no_grad():
+        expected = model(batch)[1].logits_BN[:, 0]
+    torch.testing.assert_close(rank, expected)
+    found = retriever.retrieve(request, items)
+    item_of = batch.items[ITEM_ROW].values()[batch.candidate_B]
+    for row in range(0, 24, 5):
+        place = found.item_RC[row].tolist().index(int(item_of[row]))
+        assert recall[row].sigmoid() == pytest.approx(found.recall_RC[row, place].item(), abs=1e-5)
 
 
 def test_free_beams_end_in_existing_items(trained):
