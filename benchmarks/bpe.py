@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from record import Record, compare_in_turn, records_table, results_file, write_results
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from launch.tokenize import row_collisions
+from launch.token_tables import row_collisions
 from tokenization.mem_tokens import MemTokens, Merges
 from trainer.run_folder import package_versions, write_json
 

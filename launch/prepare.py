@@ -8,7 +8,9 @@ from rich.console import Console
 
 from launch.embed import embed
 from launch.embed_options import EmbedArgs
-from launch.tokenize import TokenizeArgs, command, quality_tables, tokenize
+from launch.token_tables import quality_tables
+from launch.tokenize import tokenize
+from launch.tokenize_options import TokenizeArgs, command
 from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig

@@ -23,12 +23,9 @@ catalogue needs smaller ones (gen rows + mem rows well below the number of items
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +35,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from launch.terminal import result_console
+from launch.token_tables import quality_tables, row_collisions
+from launch.tokenize_options import TokenizeArgs
 from tokenization.artifact import TokenArtifact
 from tokenization.base import Embeddings, TokenizerConfig
 from tokenization.collaborative import CollaborativeRQVAE, join_collaborative
-from tokenization.collisions import Collisions
-from tokenization.combinations import MEM_KINDS, AnyMem
+from tokenization.combinations import MEM_KINDS
 from tokenization.drift import Drift, measure_drift
 from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.exposures import count_exposures
@@ -54,92 +52,8 @@ from tokenization.quality import TokenQuality, measure_quality
 from tokenization.report import ReportInputs, write_report
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.shares import joined_ranks
-from tokenization.tokenizers import CONFIGS, AnyTokenizer
+from tokenization.tokenizers import CONFIGS
 from tokenization.update import update_tokens
-from trainer.data.hashing import hash_buckets
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeArgs:
-    """What `farewell tokenize` reads and writes.
-
-    Args:
-        embeddings: parquet file with `item_id` and a list column of floats.
-        out: folder of the token artifact; an older artifact there is replaced.
-        embedding_column: name of the list column.
-        collaborative: parquet file with `item_id` and the list column `embedding`, put beside
-            `embeddings` for a tokenizer that learns from behaviour too (letter, das, dos), whose
-            `collaborative_dim` is the length of its lists. Without it `embeddings` holds both.
-        tokenizer: settings of the gen-tokens.
-        mem: settings of the mem-tokens.
-        collisions: what becomes of items with equal codes: they stay together, get an extra code,
-            or move to the next nearest free codeword of the last level.
-        stream: read embeddings block by block instead of holding them; always so under torchrun.
-        exposures: log (parquet file, or folder of parts) with a row an impression; mem-tokens are
-            then taken by impressions instead of by items.
-        exposure_share: of that log's rows that count, from the first on.
-        mem_rows: rows of the mem table that a model will have; where that is less than the
-            mem-tokens, they are hashed into its rows, and how many then share one is measured.
-        report: folder for the quality report (`quality.html`, `quality.json`, `quality.png`).
-        items: parquet file with `item_id` and titles, for the report's examples.
-        title_column: of that file.
-        log: file or folder of interactions, for the report's co-click neighbours.
-        log_positive: column of the log that is above 0 for a click; every row is one without it.
-        log_share: of that log's rows that are read, from the first on.
-        smoothness: L_eta of the report's floor bound, where it is known (TRM Eq. 9).
-        update: artifact whose vocabulary is kept: items that it does not know are added, nothing
-            is fitted, and settings of tokenizer, mem-tokens and collisions are its own. Quality
-            is measured on the items that `embeddings` holds.
-        drift_from: artifact to compare the result with; writes `drift.json`, `gen_rows.npy` and
-            `mem_rows.npy` to the folder `<out>.drift`.
-        json: file to write the quality figures to.
-    """
-
-    embeddings: Path
-    out: Path
-    embedding_column: str = "embedding"
-    collaborative: Path | None = None
-    tokenizer: AnyTokenizer = field(default_factory=RQKMeans)
-    mem: AnyMem = field(default_factory=MemTokens)
-    collisions: Collisions = "keep"
-    stream: bool = False
-    exposures: Path | None = None
-    exposure_share: float = 0.8
-    mem_rows: int | None = None
-    report: Path | None = None
-    items: Path | None = None
-    title_column: str = "title"
-    log: Path | None = None
-    log_positive: str | None = None
-    log_share: float = 0.8
-    smoothness: float | None = None
-    update: Path | None = None
-    drift_from: Path | None = None
-    json: Path | None = None
-
-
-def command(args: TokenizeArgs) -> str:
-    """The words that do the same on the command line."""
-    words = ["farewell", "tokenize", "--embeddings", str(args.embeddings), "--out", str(args.out)]
-    if args.embedding_column != "embedding":
-        words += ["--embedding-column", args.embedding_column]
-    if args.collaborative is not None:
-        words += ["--collaborative", str(args.collaborative)]
-    for part, config in (("tokenizer", args.tokenizer), ("mem", args.mem)):
-        default = type(config)()
-        if config.kind not in (RQKMeans.kind, MemTokens.kind):
-            words += [f"--{part}", config.kind]
-        for entry in dataclasses.fields(config):
-            value = getattr(config, entry.name)
-            if value != getattr(default, entry.name):
-                values = value if isinstance(value, tuple) else (value,)
-                option = entry.name.replace("_", "-")
-                words += [f"--{part}.{option}", *map(str, values)]
-    if args.collisions != "keep":
-        words += ["--collisions", args.collisions]
-    if args.stream:
-        words += ["--stream"]
-    return shlex.join(words)
 
 
 def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
@@ -295,49 +209,6 @@ def _write_json(path: Path, artifact: TokenArtifact, quality: TokenQuality) -> N
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def row_collisions(num_tokens: int, num_rows: int) -> float:
-    """Share of mem-tokens that share their row with another; 0 while each has its own."""
-    if num_tokens <= num_rows:
-        return 0.0
-    rows = hash_buckets(np.arange(num_tokens), num_rows)
-    counts = np.bincount(rows, minlength=num_rows)
-    return float(counts[counts > 1].sum() / num_tokens)
-
-
-def quality_tables(quality: TokenQuality) -> tuple[Table, Table]:
-    """Return the figures of `quality` as two tables: by level, and of the whole vocabulary."""
-    levels = Table(title="gen-tokens by level")
-    for name in (
-        "level",
-        "utilization",
-        "dead codes",
-        "perplexity",
-        "gini",
-        "distortion",
-        "of variance",
-    ):
-        levels.add_column(name, justify="right")
-    for level in quality.levels:
-        levels.add_row(
-            str(level.level),
-            f"{level.utilization:.1%}",
-            f"{level.dead_codes:,}",
-            f"{level.perplexity:,.1f}",
-            f"{level.gini:.3f}",
-            f"{level.distortion:.4g}",
-            f"{level.distortion_share:.1%}",
-        )
-    whole = Table(title="vocabulary", show_header=False)
-    whole.add_column("what")
-    whole.add_column("value", justify="right")
-    formats = {"row_share": ".1%", "collision_rate": ".1%", "mem_tokens_per_item": ".2f"}
-    for entry in dataclasses.fields(quality):
-        if entry.name != "levels":
-            value = getattr(quality, entry.name)
-            whole.add_row(entry.name.replace("_", " "), format(value, formats.get(entry.name, ",")))
-    return levels, whole
 
 
 def parse(args: Sequence[str]) -> TokenizeArgs:

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from configs import datasets, rankmixer_gen, trm_rankmixer
 from launch.prepare import prepare
-from launch.tokenize import command, parse
+from launch.tokenize import parse
+from launch.tokenize_options import command
 from tokenization.alignment import Alignment
 from tokenization.artifact import TokenArtifact
 from tokenization.balanced_kmeans import BalancedRQKMeans

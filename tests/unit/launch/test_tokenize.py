@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch import embed, tokenize
+from launch.token_tables import row_collisions
 from tokenization.artifact import TokenArtifact
 from tokenization.embedding_table import EmbeddingTable
 from tokenization.exposures import count_exposures
@@ -160,10 +161,10 @@ def test_mem_tokens_by_exposure(tmp_path, items):
 
 
 def test_mem_tokens_that_share_a_row_are_counted_from_the_rows_themselves(tmp_path, items, capsys):
-    assert tokenize.row_collisions(100, 100) == 0.0
+    assert row_collisions(100, 100) == 0.0
     rows = hash_buckets(np.arange(100), 50).tolist()
     expected = sum(rows.count(row) > 1 for row in rows) / 100
-    assert tokenize.row_collisions(100, 50) == pytest.approx(expected)
+    assert row_collisions(100, 50) == pytest.approx(expected)
     args = ["--embeddings", str(items), "--embedding-column", "vector", "--mem-rows", "1"]
     args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "2"]
     tokenize.main(args)

@@ -8,7 +8,8 @@ from pathlib import Path
 import tyro
 
 from launch.embed_options import EmbedArgs
-from launch.tokenize import TokenizeArgs, parse
+from launch.tokenize import parse
+from launch.tokenize_options import TokenizeArgs
 from launch.train import TrainCommand
 from tokenization.alignment import Alignment
 from tokenization.combinations import MEM_KINDS
