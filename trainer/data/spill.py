@@ -29,6 +29,8 @@ class Spill:
             table: R rows; the columns are those of the first table.
             part: (R,) numbers of parts.
         """
+        if table.num_rows == 0:
+            return
         order = np.argsort(part, kind="stable")
         table = table.take(order)
         parts, starts = np.unique(part[order], return_index=True)
@@ -43,7 +45,10 @@ class Spill:
         for writer in self._writers.values():
             writer.close()
         for number in sorted(self._writers):
-            with pa.OSFile(str(self._path(number))) as file, pa.ipc.open_stream(file) as reader:
+            with (
+                pa.OSFile(str(self._path(number)), "rb") as file,
+                pa.ipc.open_stream(file) as reader,
+            ):
                 table = reader.read_all()
             self._path(number).unlink()
             yield table

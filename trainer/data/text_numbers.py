@@ -59,8 +59,8 @@ def zeros_and_ones(column: Any, *, place: str) -> NDArray[np.int8]:
     Raises:
         ValueError: naming place and value.
     """
-    ones: Any = pc.equal(column, "1")
-    wrong: Any = pc.invert(pc.or_(ones, pc.equal(column, "0")))
+    ones: Any = pc.equal(column, pa.scalar("1"))
+    wrong: Any = pc.invert(pc.or_(ones, pc.equal(column, pa.scalar("0"))))
     if pc.any(wrong).as_py():
         raise ValueError(f"{place}: expected 0 or 1, found {column.filter(wrong)[0].as_py()!r}")
     labels: NDArray[np.int8] = ones.cast(pa.int8()).to_numpy()
