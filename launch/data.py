@@ -6,9 +6,11 @@ Run::
     farewell data movielens100k --folder data/small
     farewell data smoke
     farewell data movielens1m-collm
+    farewell data movielens1m-last-click
     farewell data synthetic --num-rows 20000000 --churn 0.01
     farewell data avazu --source train.gz
     farewell data criteo --source train.txt
+    farewell data amazon-beauty --source FOLDER
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs.datasets import SMOKE
+from trainer.data.amazon_beauty import write_amazon_beauty
 from trainer.data.avazu import write_avazu
 from trainer.data.criteo import write_criteo
+from trainer.data.last_click import PART
 from trainer.data.movielens import (
     MOVIELENS_1M,
     MOVIELENS_1M_COLLM,
+    MOVIELENS_1M_LAST_CLICK,
     MOVIELENS_100K,
     MovieLensSource,
     write_movielens,
@@ -71,6 +76,42 @@ def movielens1m_collm(folder: Path = Path("data/movielens1m_collm")) -> None:
         folder: Where the data set is written; an older one there is replaced.
     """
     _movielens(MOVIELENS_1M_COLLM, folder)
+
+
+def movielens1m_last_click(folder: Path = Path("data/movielens1m_last_click")) -> None:
+    """Fetch MovieLens-1M and cut it by each user's last likes (leave-one-out), for retrieval.
+
+    Example: farewell data movielens1m-last-click --folder data/movielens1m_last_click
+
+    Args:
+        folder: Where the data set is written; an older one there is replaced.
+    """
+    _movielens(MOVIELENS_1M_LAST_CLICK, folder)
+
+
+def amazon_beauty(
+    source: Path, folder: Path = Path("data/amazon_beauty"), negatives: int = 0, seed: int = 0
+) -> None:
+    """Turn Amazon Beauty's sequences into a data set: 198,502 reviews, leave-one-out.
+
+    Example: farewell data amazon-beauty --source FOLDER
+
+    Args:
+        source: Folder with items.json and sequences.txt.
+        folder: Where the data set is written; an older one there is replaced.
+        negatives: Items drawn at random beside each review, label 0. The log has positives alone.
+        seed: Of the draws.
+    """
+    with _progress() as progress:
+        task = progress.add_task("amazon_beauty: writing", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        manifest = write_amazon_beauty(
+            source, folder, negatives=negatives, seed=seed, progress=advance
+        )
+    _summary(manifest, folder)
 
 
 def avazu(source: Path, folder: Path = Path("data/avazu"), max_rows: int | None = None) -> None:
@@ -131,11 +172,13 @@ def main(args: Sequence[str]) -> None:
         {
             "movielens1m": movielens1m,
             "movielens1m-collm": movielens1m_collm,
+            "movielens1m-last-click": movielens1m_last_click,
             "movielens100k": movielens100k,
             "synthetic": synthetic,
             "smoke": smoke,
             "avazu": avazu,
             "criteo": criteo,
+            "amazon-beauty": amazon_beauty,
         },
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
@@ -193,15 +236,17 @@ def _progress() -> Progress:
 
 def _summary(manifest: Manifest, folder: Path) -> None:
     """Print what the folder holds."""
-    days = [
-        datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d")
-        for seconds in (manifest.first_time, manifest.last_time)
-    ]
     table = Table(title=f"{manifest.name} in {folder}", show_header=False)
     table.add_row("rows", f"{manifest.num_rows:,}")
     table.add_row("users", f"{manifest.num_users:,}")
     table.add_row("items", f"{manifest.num_items:,}")
-    table.add_row("time", f"{days[0]} to {days[1]}")
+    # Where a log has parts, they stand in the place of times.
+    if PART not in manifest.columns.get("interactions", {}):
+        days = [
+            datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d")
+            for seconds in (manifest.first_time, manifest.last_time)
+        ]
+        table.add_row("time", f"{days[0]} to {days[1]}")
     for label, positives in manifest.positives.items():
         share = positives / manifest.num_rows
         table.add_row(f"{label} positives", f"{positives:,.0f} ({share:.1%})")

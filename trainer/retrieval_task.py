@@ -52,8 +52,8 @@ class RetrievalTask:
     """Sequences to fit on, and cases whose right answers are to be retrieved.
 
     The same rule serves both protocols: with a split by time the cases are each user's last click
-    (last-click), with a leave-one-out log (`trainer.data.leave_one_out`) the one positive that a
-    part holds of each user.
+    (last-click), in a log that is cut by last clicks (`trainer.data.last_click`, leave-one-out)
+    the one positive that a part holds of each user.
 
     Attributes:
         num_items: N; every one of them may be retrieved.

@@ -28,7 +28,9 @@ def test_the_smoke_log_is_the_one_that_smoke_experiments_read(tmp_path, monkeypa
     assert "20,000" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["movielens1m", "movielens1m-collm", "movielens100k"])
+@pytest.mark.parametrize(
+    "verb", ["movielens1m", "movielens1m-collm", "movielens1m-last-click", "movielens100k"]
+)
 def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, monkeypatch):
     asked = []
 
@@ -61,7 +63,10 @@ def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, mo
     assert "25 (25.0%)" in printed
 
 
-VERBS = ["movielens1m", "movielens1m-collm", "movielens100k", "synthetic", "avazu", "criteo"]
+VERBS = [
+    *("movielens1m", "movielens1m-collm", "movielens1m-last-click", "movielens100k", "synthetic"),
+    *("avazu", "criteo", "amazon-beauty"),
+]
 
 
 def test_published_files_are_written_from_where_they_lie(tmp_path, capsys):
@@ -73,6 +78,21 @@ def test_published_files_are_written_from_where_they_lie(tmp_path, capsys):
     assert "click positives" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected Avazu's train"):
         data.main(["avazu", "--source", str(source), "--folder", str(folder)])
+
+
+def test_reviews_without_times_are_shown_without(tmp_path, capsys):
+    items = {str(item): {"title": "Soap", "categories": [["Beauty"]]} for item in range(1, 8)}
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    (tmp_path / "sequences.txt").write_text("1 1 2 3 4\n2 7 6 5\n")
+    folder = tmp_path / "log"
+    args = ["--source", str(tmp_path), "--folder", str(folder), "--negatives", "2", "--seed", "3"]
+    data.main(["amazon_beauty", *args])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["num_rows"] == 21
+    assert "2 items drawn at random" in manifest["source"]["label 0"]
+    printed = capsys.readouterr().out
+    assert "7 (33.3%)" in printed
+    assert "1970" not in printed
 
 
 @pytest.mark.parametrize("args", [[], *([verb] for verb in VERBS)])

