@@ -1,0 +1,223 @@
+"""From sequences to lists of items: tokens that are made, training that ends, what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.trainer.generative_retrieval.successor_task import (
+    NUM_ITEMS,
+    ragged,
+    successor_task,
+)
+from tokenization.letter import LETTER
+from tokenization.mem_tokens import MemTokens
+from tokenization.pipeline import fit_tokens
+from tokenization.rq_kmeans import RQKMeans
+from tokenization.sasrec import SASRec
+from trainer.generative_retrieval.generative_retriever import GenerativeRetriever
+from trainer.generative_retrieval.generator import GeneratorConfig
+from trainer.generative_retrieval.item_tokens import (
+    ArtifactTokens,
+    FittedTokens,
+    ItemTokens,
+    sasrec_items,
+)
+from trainer.generative_retrieval.training import GeneratorTraining, train_until_best
+from trainer.ranked_lists import score_lists
+
+TINY = GeneratorConfig(dim=32, num_layers=2, num_heads=2, max_items=6, dropout=0.0)
+QUICK = GeneratorTraining(
+    num_epochs=15, batch_size=32, learning_rate=1e-2, warmup_steps=5, check_every=5, beam_width=5
+)
+
+
+@dataclasses.dataclass
+class Given:
+    """Tokens that are there already."""
+
+    codes: np.ndarray
+
+    def tokens(self, task, *, seed):
+        return ItemTokens(self.codes, 8)
+
+
+def recall_at_1(retriever, task):
+    lists = retriever.top(task.test.history, 10)
+    return score_lists(lists, task.test, at=(1,))[1].mean()["recall"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    task, successor, codes = successor_task()
+    retriever = GenerativeRetriever("given", Given(codes), TINY, QUICK)
+    retriever.fit(task, seed=0)
+    return retriever, task, successor, codes
+
+
+def test_it_learns_who_follows_whom(trained):
+    retriever, task, successor, _ = trained
+    assert recall_at_1(retriever, task) > 0.9
+    every = ragged([[item] for item in range(NUM_ITEMS)])
+    assert (retriever.top(every, 1)[:, 0] == successor).mean() > 0.9
+
+
+def test_lists_hold_every_item_once_and_then_nothing(trained):
+    retriever, task, _, _ = trained
+    lists = retriever.top(task.test.history, NUM_ITEMS + 2)
+    assert (np.sort(lists[:, :NUM_ITEMS], axis=1) == np.arange(NUM_ITEMS)).all()
+    assert (lists[:, NUM_ITEMS:] == -1).all()
+    empty = retriever.top(ragged([[], [3]]), 4)
+    assert empty.shape == (2, 4)
+    assert (empty >= 0).all()
+
+
+def test_same_seed_same_lists(trained):
+    _, task, _, codes = trained
+    short = dataclasses.replace(QUICK, num_epochs=2)
+    first, again, other = (
+        GenerativeRetriever("given", Given(codes), TINY, short) for _ in range(3)
+    )
+    first.fit(task, seed=1)
+    again.fit(task, seed=1)
+    other.fit(task, seed=2)
+    lists = [one.top(task.test.history, 10) for one in (first, again, other)]
+    np.testing.assert_array_equal(lists[0], lists[1])
+    assert (lists[0] != lists[2]).any()
+
+
+def test_known_items_are_left_out_where_the_task_says_so(trained):
+    _, _, _, codes = trained
+    task, _, _ = successor_task(leave_out_history=True)
+    retriever = GenerativeRetriever("given", Given(codes), TINY, QUICK)
+    retriever.fit(task, seed=0)
+    lists = retriever.top(task.test.history, 5)
+    for case, best in enumerate(lists.tolist()):
+        history = task.test.history.gather(np.array([case])).values
+        assert not set(best) & set(history.tolist())
+        assert min(best) >= 0
+    assert recall_at_1(retriever, task) > 0.9
+
+
+class Scripted:
+    """A retriever whose recall follows a script: right in so many of ten cases."""
+
+    title = "scripted"
+
+    def __init__(self, cases, script):
+        self.cases, self.script, self.epochs = cases, script, 0
+
+    def epoch(self, number):
+        self.epochs += 1
+        assert number == self.epochs
+        return 0.0
+
+    def top(self, histories, k):
+        right = np.arange(len(histories)) < self.script[self.epochs - 1]
+        lists = np.full((len(histories), k), -1, dtype=np.int64)
+        lists[:, 0] = np.where(right, self.cases.target, -1)
+        return lists
+
+
+def run(script, *, num_cases=10, at_least=0, **settings):
+    task, _, _ = successor_task(num_users=5)
+    cases = task.valid.take(np.arange(num_cases))
+    scripted = Scripted(cases, script)
+    kept = train_until_best(
+        scripted,
+        cases,
+        GeneratorTraining(num_epochs=len(script), check_every=1, **settings),
+        epoch=scripted.epoch,
+        state=lambda: scripted.epochs,
+        at_least=at_least,
+        seed=0,
+    )
+    return kept, scripted.epochs
+
+
+def test_training_ends_when_recall_no_longer_grows_and_keeps_the_best():
+    assert run([1, 5, 4, 5, 9, 9], patience=2) == (2, 4)
+    assert run([1, 5, 4, 5, 9, 9], patience=3) == (5, 6)
+    assert run([9, 2, 3, 1], patience=3, at_least=2) == (3, 4)
+    assert run([1, 2, 3], num_cases=0) == (3, 3)
+
+
+def content():
+    return np.random.default_rng(3).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+
+
+def test_tokens_of_an_artifact_follow_the_order_of_items():
+    task, _, _ = successor_task(num_users=5)
+    ids = np.random.default_rng(0).permutation(100)[: NUM_ITEMS + 3]
+    vectors = np.random.default_rng(1).normal(size=(len(ids), 4)).astype(np.float32)
+    tokenizer = RQKMeans(num_levels=2, num_codes=4, num_iterations=3)
+    artifact = fit_tokens(ids, vectors, tokenizer=tokenizer, mem=MemTokens(num_merges=0))
+    rows = np.random.default_rng(2).permutation(len(ids))[:NUM_ITEMS]
+    made = ArtifactTokens(artifact=artifact, item_ids=ids[rows]).tokens(task, seed=0)
+    np.testing.assert_array_equal(made.codes, artifact.codes[rows])
+    assert made.num_codes == 4
+    strange = ids[rows].copy()
+    strange[4] = 1000
+    with pytest.raises(ValueError, match=r"1 of 24 items have none in the artifact.* 1000"):
+        ArtifactTokens(artifact=artifact, item_ids=strange).tokens(task, seed=0)
+    with pytest.raises(ValueError, match="each of the task's 24 items, found 5"):
+        ArtifactTokens(artifact=artifact, item_ids=ids[:5]).tokens(task, seed=0)
+
+
+def test_tokenizers_that_learn_from_behaviour_get_it_from_training_sequences():
+    task, _, _ = successor_task(num_users=40)
+    tokenizer = LETTER(
+        num_levels=2, num_codes=4, hidden=(8,), latent_dim=4, num_epochs=2, collaborative_dim=4
+    )
+    sasrec = SASRec(dim=4, num_heads=1, num_layers=1, num_epochs=1, max_length=6)
+    source = FittedTokens(
+        tokenizer=tokenizer, content=content(), collisions="extra_code", sasrec=sasrec
+    )
+    made = source.tokens(task, seed=5)
+    assert made.codes.shape == (NUM_ITEMS, 3)
+    assert len(np.unique(made.codes, axis=0)) == NUM_ITEMS
+    both = np.concatenate([content(), sasrec_items(task, sasrec, seed=5)], axis=1)
+    expected = dataclasses.replace(tokenizer, seed=5).fit(both).encode(both)
+    np.testing.assert_array_equal(made.codes[:, :2], expected)
+    wrong = dataclasses.replace(tokenizer, collaborative_dim=8)
+    with pytest.raises(ValueError, match=r"collaborative_dim is 8, but sasrec.dim is 4"):
+        dataclasses.replace(source, tokenizer=wrong).tokens(task, seed=0)
+    with pytest.raises(ValueError, match=r"content: expected one for each .* 24 items, found 3"):
+        dataclasses.replace(source, content=content()[:3]).tokens(task, seed=0)
+
+
+def test_items_of_no_sequence_get_the_mean_of_the_others():
+    task, _, _ = successor_task(num_users=40)
+    first = task.train.values[task.train.offsets[:-1]]
+    small = dataclasses.replace(task, train=ragged([[a, (a + 1) % 12] for a in first % 12]))
+    sasrec = SASRec(dim=4, num_heads=1, num_layers=1, num_epochs=1, max_length=6)
+    vectors = sasrec_items(small, sasrec, seed=0)
+    known = np.unique(small.train.values)
+    assert len(known) < NUM_ITEMS
+    lost = np.setdiff1d(np.arange(NUM_ITEMS), known)
+    mean = vectors[known].mean(axis=0)
+    np.testing.assert_allclose(vectors[lost], np.tile(mean, (len(lost), 1)), rtol=1e-5)
+    alone = dataclasses.replace(task, train=ragged([[1], [2]]))
+    with pytest.raises(ValueError, match="two items or more, found none"):
+        sasrec_items(alone, sasrec, seed=0)
+
+
+@pytest.mark.parametrize("name", ["num_epochs", "patience", "beam_width", "valid_cases"])
+def test_settings_out_of_range(name):
+    with pytest.raises(ValueError, match=f"training.{name} is 0"):
+        GeneratorTraining(**{name: 0})
+    with pytest.raises(ValueError, match="learning_rate"):
+        GeneratorTraining(learning_rate=0.0)
+
+
+def test_the_state_of_torch_s_generator_is_left_alone(trained):
+    _, task, _, codes = trained
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    once = dataclasses.replace(QUICK, num_epochs=1)
+    GenerativeRetriever("given", Given(codes), TINY, once).fit(task, seed=0)
+    assert torch.rand(1) == expected
