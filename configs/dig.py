@@ -59,18 +59,37 @@ def sid_tables(item: LearnedTokensConfig) -> tuple[TableSpec, ...]:
     )
 
 
-def movielens1m() -> Experiment:
-    """On MovieLens-1M: year, genres and the title's MiniLM embedding."""
-    source = datasets.movielens1m()
+def with_texts(source: Source, *, text_fields: int) -> Experiment:
+    """DIG on a log whose items have static columns and MiniLM embeddings of their texts.
+
+    Args:
+        source: log, and where the embeddings are.
+        text_fields: fields that the embedding becomes; see `LearnedTokensConfig`.
+    """
     schema = source.data.schema
     item = LearnedTokensConfig(
         fields=static_fields(schema),
         dense_columns=static_dense(schema),
         text_dim=384,
-        text_fields=2,
+        text_fields=text_fields,
         embeddings=source.tokens.embeddings,
     )
     return experiment(source, item)
+
+
+def movielens1m() -> Experiment:
+    """On MovieLens-1M: year, genres and the title's MiniLM embedding."""
+    return with_texts(datasets.movielens1m(), text_fields=2)
+
+
+def movielens1m_last_click() -> Experiment:
+    """On MovieLens-1M cut by each user's last likes (leave-one-out)."""
+    return with_texts(datasets.movielens1m_last_click(), text_fields=2)
+
+
+def amazon_beauty() -> Experiment:
+    """On Amazon Beauty: categories and the title's MiniLM embedding."""
+    return with_texts(datasets.amazon_beauty(), text_fields=3)
 
 
 def smoke() -> Experiment:
