@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.baselines.retriever import popularity, without_known
+from trainer.data.dataset import Dataset
 from trainer.data.ragged import Ragged
 from trainer.retrieval_task import RetrievalTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopularityConfig:
+    """The row, as a value.
+
+    Args:
+        title: of the row.
+    """
+
+    title: str = "popularity"
+
+    def build(self, dataset: Dataset) -> Popularity:
+        """The retriever, not yet fitted; it reads nothing of the log but its task."""
+        return Popularity(self)
 
 
 class Popularity:
     """Items by their positive training impressions; equal ones in the order of items.parquet.
 
     Args:
-        title: of the row.
+        config: None for the defaults.
     """
 
-    def __init__(self, title: str = "popularity") -> None:
-        self.title = title
+    def __init__(self, config: PopularityConfig | None = None) -> None:
+        self.title = (config or PopularityConfig()).title
 
     def fit(self, task: RetrievalTask, *, seed: int) -> None:
         """Count; nothing is random."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from tokenization.sasrec import SASRec, SASRecNetwork, last_clicks
 from trainer.baselines.retriever import best_items, popularity
+from trainer.data.dataset import Dataset
 from trainer.data.ragged import Ragged
 from trainer.ranked_lists import score_lists
 from trainer.retrieval_task import RetrievalTask
@@ -25,38 +27,51 @@ _SCORED_VALUES = 1 << 24
 _CHOSEN_AT = 10
 
 
-class SASRecRetriever:
-    """The network of `tokenization.sasrec`, and all items by their product with its last state.
-
-    The weights are those of the epoch with the best NDCG@10 on the validation cases, of which there
-    is a look every `check_every` epochs; without validation cases, those of the last epoch. Cases
-    without a history get the most popular items.
+@dataclass(frozen=True, kw_only=True)
+class SASRecRetrieverConfig:
+    """The row, as a value.
 
     Args:
-        config: sizes and training; its seed is replaced. `num_epochs` is the most there are.
+        sasrec: sizes and training; its seed is replaced. `num_epochs` is the most there are.
         title: of the row.
-        check_every: epochs between two looks.
+        check_every: epochs between two looks at the validation cases.
         patience: looks without progress after which training ends.
 
     Raises:
         ValueError: when `check_every` or `patience` is not positive.
     """
 
-    def __init__(
-        self,
-        config: SASRec | None = None,
-        title: str = "SASRec",
-        *,
-        check_every: int = 5,
-        patience: int = 3,
-    ) -> None:
-        for name, value in (("check_every", check_every), ("patience", patience)):
-            if value < 1:
-                raise ValueError(f"SASRec retriever: {name} is {value}, expected at least 1")
-        self.config = config or SASRec(num_epochs=100)
-        self.title = title
-        self.check_every = check_every
-        self.patience = patience
+    sasrec: SASRec = field(default_factory=lambda: SASRec(num_epochs=100))
+    title: str = "SASRec"
+    check_every: int = 5
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("check_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"SASRec retriever: {name} is {getattr(self, name)}, expected at least 1"
+                )
+
+    def build(self, dataset: Dataset) -> SASRecRetriever:
+        """The retriever, not yet fitted; it reads nothing of the log but its task."""
+        return SASRecRetriever(self)
+
+
+class SASRecRetriever:
+    """The network of `tokenization.sasrec`, and all items by their product with its last state.
+
+    The weights are those of the epoch with the best NDCG@10 on the validation cases; without
+    validation cases, those of the last epoch. Cases without a history get the most popular items.
+
+    Args:
+        config: None for the defaults.
+    """
+
+    def __init__(self, config: SASRecRetrieverConfig | None = None) -> None:
+        self.config = config or SASRecRetrieverConfig()
+        self.title = self.config.title
 
     def fit(self, task: RetrievalTask, *, seed: int) -> None:
         """Train on the sequences of two items or more.
@@ -64,7 +79,8 @@ class SASRecRetriever:
         Raises:
             ValueError: when there is none.
         """
-        config = dataclasses.replace(self.config, seed=seed)
+        config = dataclasses.replace(self.config.sasrec, seed=seed)
+        check_every = self.config.check_every
         lengths, starts = task.train.lengths, task.train.offsets[:-1]
         longer = lengths > 1
         if not longer.any():
@@ -81,7 +97,7 @@ class SASRecRetriever:
             self._network = SASRecNetwork(task.num_items, config)
             best, best_epoch, weights = -1.0, 0, None
             for epoch, loss in enumerate(config.epochs(self._network, sequences_UT), start=1):
-                if not len(task.valid) or (epoch % self.check_every and epoch < config.num_epochs):
+                if not len(task.valid) or (epoch % check_every and epoch < config.num_epochs):
                     continue
                 lists = self.top(task.valid.history, _CHOSEN_AT)
                 ndcg = score_lists(lists, task.valid, at=(_CHOSEN_AT,))[_CHOSEN_AT].mean()["ndcg"]
@@ -92,7 +108,7 @@ class SASRecRetriever:
                 if ndcg > best:
                     best, best_epoch = ndcg, epoch
                     weights = copy.deepcopy(self._network.state_dict())
-                elif epoch - best_epoch >= self.patience * self.check_every:
+                elif epoch - best_epoch >= self.config.patience * check_every:
                     break
         if weights is not None:
             self._network.load_state_dict(weights)

@@ -11,11 +11,14 @@ Legend: C cases, N items.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
 from trainer.baselines.retriever import best_items, popularity
+from trainer.data.dataset import Dataset
 from trainer.data.ragged import Ragged
 from trainer.retrieval_task import RetrievalTask
 
@@ -23,11 +26,9 @@ _SCORED_VALUES = 1 << 24
 _TIE = 1e-9  # a weight that orders equal counts by popularity and outweighs none
 
 
-class TransitionCounts:
-    """Scores an item by how often it directly followed the last items of the history.
-
-    The item `d` places before the end (1 is the last) counts with weight 1/d. Equal scores, and all
-    items that nothing leads to, are in the order of popularity.
+@dataclass(frozen=True, kw_only=True)
+class TransitionCountsConfig:
+    """The row, as a value.
 
     Args:
         title: of the row.
@@ -37,11 +38,32 @@ class TransitionCounts:
         ValueError: when `last` is not positive.
     """
 
-    def __init__(self, title: str = "item-item transition counts", *, last: int = 5) -> None:
-        if last < 1:
-            raise ValueError(f"transition counts: last is {last}, expected at least 1")
-        self.title = title
-        self.last = last
+    title: str = "item-item transition counts"
+    last: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.last < 1:
+            raise ValueError(f"transition counts: last is {self.last}, expected at least 1")
+
+    def build(self, dataset: Dataset) -> TransitionCounts:
+        """The retriever, not yet fitted; it reads nothing of the log but its task."""
+        return TransitionCounts(self)
+
+
+class TransitionCounts:
+    """Scores an item by how often it directly followed the last items of the history.
+
+    The item `d` places before the end (1 is the last) counts with weight 1/d. Equal scores, and all
+    items that nothing leads to, are in the order of popularity.
+
+    Args:
+        config: None for the defaults.
+    """
+
+    def __init__(self, config: TransitionCountsConfig | None = None) -> None:
+        self.config = config or TransitionCountsConfig()
+        self.title = self.config.title
 
     def fit(self, task: RetrievalTask, *, seed: int) -> None:
         """Count; nothing is random."""
@@ -69,7 +91,7 @@ class TransitionCounts:
         """Weights (C, N) of the last items of each history."""
         ends = np.repeat(histories.offsets[1:], histories.lengths)
         distance = ends - np.arange(len(histories.values))
-        near = distance <= self.last
+        near = distance <= self.config.last
         case = np.repeat(np.arange(len(histories)), histories.lengths)
         where = (case[near], histories.values[near])
         shape = (len(histories), len(self._popularity))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from tokenization.sasrec import SASRec, SASRecNetwork
 from trainer.baselines.popularity import Popularity
-from trainer.baselines.sasrec_retriever import SASRecRetriever
+from trainer.baselines.sasrec_retriever import SASRecRetriever, SASRecRetrieverConfig
 from trainer.data.ragged import Ragged
 from trainer.ranked_lists import score_lists
 from trainer.retrieval_task import RetrievalCases, RetrievalTask
@@ -15,6 +17,11 @@ NUM_ITEMS, NUM_USERS, LENGTH = 30, 200, 7
 CONFIG = SASRec(
     dim=16, max_length=5, num_layers=1, num_negatives=20, num_epochs=30, learning_rate=1e-2
 )
+
+
+def retriever_of(config: SASRec, **changes: int) -> SASRecRetriever:
+    nothing: Any = None
+    return SASRecRetrieverConfig(sasrec=config, **changes).build(nothing)
 
 
 def cycle_task(*, leave_out_history: bool = False) -> RetrievalTask:
@@ -47,7 +54,7 @@ def cycle_task(*, leave_out_history: bool = False) -> RetrievalTask:
 @pytest.fixture(scope="module")
 def fitted() -> tuple[RetrievalTask, SASRecRetriever]:
     task = cycle_task()
-    retriever = SASRecRetriever(CONFIG)
+    retriever = retriever_of(CONFIG)
     retriever.fit(task, seed=1)
     return task, retriever
 
@@ -88,7 +95,7 @@ def test_lists_are_products_with_the_last_state(fitted, monkeypatch):
 
 def test_known_items_are_left_out():
     task = cycle_task(leave_out_history=True)
-    retriever = SASRecRetriever(SASRec(dim=8, max_length=5, num_epochs=1))
+    retriever = retriever_of(SASRec(dim=8, max_length=5, num_epochs=1))
     retriever.fit(task, seed=0)
     for case, found in enumerate(retriever.top(task.test.history, NUM_ITEMS).tolist()):
         known = set(task.test.history.gather(np.array([case])).values.tolist())
@@ -99,7 +106,7 @@ def test_seeds_decide_and_the_best_epoch_is_kept(monkeypatch):
     task = cycle_task()
     lists = {}
     for run, seed in (("one", 3), ("again", 3), ("other", 4)):
-        retriever = SASRecRetriever(SASRec(dim=8, max_length=5, num_epochs=2))
+        retriever = retriever_of(SASRec(dim=8, max_length=5, num_epochs=2))
         retriever.fit(task, seed=seed)
         lists[run] = retriever.top(task.test.history, 10)
     np.testing.assert_array_equal(lists["one"], lists["again"])
@@ -114,7 +121,7 @@ def test_seeds_decide_and_the_best_epoch_is_kept(monkeypatch):
 
     spoil.epochs = 0
     monkeypatch.setattr(SASRec, "epochs", spoil)
-    retriever = SASRecRetriever(SASRec(num_epochs=50), check_every=2, patience=3)
+    retriever = retriever_of(SASRec(num_epochs=50), check_every=2, patience=3)
     retriever.fit(task, seed=0)
     assert retriever._network.items.weight[1, 0] == 2.0  # equal items never get better
     assert spoil.epochs == 2 + 3 * 2
@@ -130,6 +137,6 @@ def test_without_pairs_there_is_nothing_to_learn():
         test=task.test,
     )
     with pytest.raises(ValueError, match="two items or more, found none"):
-        SASRecRetriever(CONFIG).fit(single, seed=0)
+        retriever_of(CONFIG).fit(single, seed=0)
     with pytest.raises(ValueError, match="patience is 0"):
-        SASRecRetriever(CONFIG, patience=0)
+        retriever_of(CONFIG, patience=0)

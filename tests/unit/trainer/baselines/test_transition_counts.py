@@ -2,16 +2,18 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trainer.baselines.popularity import Popularity
-from trainer.baselines.transition_counts import TransitionCounts
+from trainer.baselines.popularity import PopularityConfig
+from trainer.baselines.transition_counts import TransitionCountsConfig
 from trainer.data.ragged import Ragged
 from trainer.retrieval_task import RetrievalCases, RetrievalTask
 
 NUM_ITEMS, NUM_USERS = 40, 60
+NO_DATASET: Any = None
 
 
 def ragged(lists: list[list[int]]) -> Ragged:
@@ -48,7 +50,7 @@ def test_transition_counts_against_a_loop(sequences_and_task, last, monkeypatch)
     monkeypatch.setattr("trainer.baselines.transition_counts._SCORED_VALUES", 7 * NUM_ITEMS)
     follows = Counter((a, b) for one in sequences for a, b in pairwise(one))
     seen = Counter(item for one in sequences for item in one)
-    retriever = TransitionCounts(last=last)
+    retriever = TransitionCountsConfig(last=last).build(NO_DATASET)
     retriever.fit(task, seed=0)
     histories = random_lists(np.random.default_rng(3), 30)
     k = NUM_ITEMS
@@ -71,7 +73,7 @@ def test_popularity_against_a_loop(sequences_and_task):
     sequences, task = sequences_and_task
     seen = Counter(item for one in sequences for item in one)
     ranked = sorted(range(NUM_ITEMS), key=lambda item: (-seen[item], item))
-    retriever = Popularity()
+    retriever = PopularityConfig().build(NO_DATASET)
     retriever.fit(task, seed=0)
     histories = [*random_lists(np.random.default_rng(3), 5), ranked[:8]]
     for k in (3, NUM_ITEMS + 2):
@@ -84,4 +86,4 @@ def test_popularity_against_a_loop(sequences_and_task):
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="last is 0"):
-        TransitionCounts(last=0)
+        TransitionCountsConfig(last=0)
