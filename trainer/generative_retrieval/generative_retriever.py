@@ -19,6 +19,8 @@ from trainer.generative_retrieval.sequences import batches, codes_of, last_items
 from trainer.generative_retrieval.training import GeneratorTraining, Stepper, train_until_best
 from trainer.retrieval_task import RetrievalTask
 
+_WIDER = 4
+
 
 class TupleRetriever:
     """What generative retrievers share: lists of items from a generator and tokens.
@@ -53,18 +55,27 @@ class TupleRetriever:
         )
 
     def top(self, histories: Ragged, k: int) -> NDArray[np.int64]:
-        """See `Retriever.top`."""
-        longest = int(histories.lengths.max(initial=0)) if self._leaves_out else 0
-        wanted = k + longest
-        lists = self._search.best(
-            self._generator.eval(),
-            last_items(histories, self.config.max_items),
-            wanted,
-            width=max(self.training.beam_width, wanted),
-        )
-        if not self._leaves_out:
-            return lists
-        return without_known(lists, histories, k, num_items=self._num_items)
+        """See `Retriever.top`.
+
+        Where leaving out known items leaves lists too short, these histories are searched again
+        with wider beams, until there is nothing more to find.
+        """
+        lists = np.full((len(histories), k), -1, dtype=np.int64)
+        missing = np.arange(len(histories))
+        width = max(self.training.beam_width, k)
+        while len(missing):
+            mine = histories.gather(missing)
+            longest = int(mine.lengths.max()) if self._leaves_out else 0
+            items_RT = last_items(mine, self.config.max_items)
+            found = self._search.best(self._generator.eval(), items_RT, k + longest, width=width)
+            if self._leaves_out:
+                found = without_known(found, mine, k, num_items=self._num_items)
+            lists[missing] = found
+            if width >= self._search.num_tuples:
+                break
+            missing = missing[found[:, -1] < 0]
+            width *= _WIDER
+        return lists
 
 
 class GenerativeRetriever(TupleRetriever):

@@ -138,6 +138,11 @@ class TupleSearch:
         self._trie = TupleTrie(codes, num_codes=num_codes, device=device)
         self._codes_NL = torch.from_numpy(codes.astype(np.int64)).to(device)
 
+    @property
+    def num_tuples(self) -> int:
+        """Different tuples that items have."""
+        return self._trie.num_nodes[-1]
+
     @torch.no_grad()
     def best(
         self, generator: Generator, items_RT: NDArray[np.int64], k: int, *, width: int

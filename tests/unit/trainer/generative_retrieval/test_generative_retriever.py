@@ -100,6 +100,12 @@ def test_known_items_are_left_out_where_the_task_says_so(trained):
         assert not set(best) & set(history.tolist())
         assert min(best) >= 0
     assert recall_at_1(retriever, task) > 0.9
+    # A history of nearly everything: what is left is found by wider beams, and no more than it.
+    known = ragged([range(NUM_ITEMS - 2), [3]])
+    lists = retriever.top(known, 4)
+    assert set(lists[0].tolist()) == {NUM_ITEMS - 2, NUM_ITEMS - 1, -1}
+    assert lists[0, 1] >= 0
+    assert len(set(lists[1].tolist()) - {3, -1}) == 4
 
 
 class Scripted:
