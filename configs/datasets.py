@@ -140,8 +140,8 @@ def avazu() -> Source:
     """Avazu's public file; tokens of (3, 16), as STORE has them on this log.
 
     Sites come without texts: what tokens are fitted on is made beforehand, by `farewell embed
-    --items data/avazu/items.parquet --sasrec-log data/avazu/interactions --out
-    data/avazu/item_embeddings.parquet` (of impressions, not clicks: nearly all sites have some).
+    --items data/avazu/items.parquet --sasrec-log data/avazu/interactions --sasrec-missing mean
+    --out data/avazu/item_embeddings.parquet` (of impressions, not clicks: most sites have some).
     """
     folder = Path("data/avazu")
     return Source(

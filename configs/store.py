@@ -41,6 +41,11 @@ def synthetic_low_churn() -> Experiment:
     return experiment(datasets.synthetic_low_churn())
 
 
+def avazu() -> Experiment:
+    """On Avazu's log, where an item is a site of (3, 16) codes; see `configs.datasets.avazu`."""
+    return experiment(datasets.avazu())
+
+
 def smoke() -> Experiment:
     """A few steps on a small simulated log: seconds."""
     return experiment(datasets.smoke())
@@ -54,6 +59,11 @@ def main_movielens1m() -> Comparison:
 def main_movielens1m_collm() -> Comparison:
     """Table 1: baselines and STORE; on CoLLM's split of MovieLens-1M."""
     return store_studies.main("store.main_movielens1m_collm", datasets.movielens1m_collm())
+
+
+def main_avazu() -> Comparison:
+    """Table 1: baselines and STORE; on Avazu's log."""
+    return store_studies.main("store.main_avazu", datasets.avazu())
 
 
 def main_synthetic_high_churn() -> Comparison:
