@@ -57,11 +57,11 @@ def main(args: Sequence[str]) -> None:
     name, words = name_and_options(args, verb="scale", description=__doc__)
     study = load_named(name, ScalingStudy)
     options = tyro.cli(ScaleOptions, prog=f"farewell scale {name}", description=__doc__, args=words)
-    scale(study, options)
+    scale(name, study, options)
 
 
-def scale(study: ScalingStudy, options: ScaleOptions) -> None:
-    """Train what is missing, fit, print and write the report.
+def scale(name: str, study: ScalingStudy, options: ScaleOptions) -> None:
+    """Train what is missing, fit, print and write the report of the study named so.
 
     Raises:
         ValueError: for whatever is wrong with data, tokens or settings.
@@ -98,6 +98,7 @@ def scale(study: ScalingStudy, options: ScaleOptions) -> None:
             scaled_run(baseline, splits.test),
             EvaluationSplit.from_dataset(dataset, splits, splits.test),
             dataset=dataset.schema.name,
+            command=f"farewell scale {name} --seeds {options.seeds}",
             machine={key: str(value) for key, value in describe_machine().items()},
             versions=package_versions(),
         )

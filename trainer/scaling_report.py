@@ -210,7 +210,20 @@ def markdown(report: Report) -> str:
     lines += ["", "![loss and gain over size](scaling.png)", "", CAPTION, ""]
     for table in tables(report):
         lines += markdown_table(table)
-    return "\n".join(lines)
+    lines += ["## How it was run", ""]
+    lines += [f"* {name}: {value}" for name, value in facts(report)]
+    return "\n".join(lines) + "\n"
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What was run where, as name and value."""
+    return [
+        ("command", report["command"]),
+        ("data set", report["dataset"]),
+        ("seeds", str(report["seeds"])),
+        *report["machine"].items(),
+        ("versions", ", ".join(f"{k} {v}" for k, v in report["versions"].items())),
+    ]
 
 
 def write_scaling_report(folder: Path, report: Report) -> Path:
@@ -235,12 +248,7 @@ def write_scaling_report(folder: Path, report: Report) -> Path:
         tables=tables(report),
         caption=CAPTION,
         image=base64.b64encode((folder / "scaling.png").read_bytes()).decode("ascii"),
-        facts=[
-            ("data set", report["dataset"]),
-            ("seeds", report["seeds"]),
-            *report["machine"].items(),
-            ("versions", ", ".join(f"{k} {v}" for k, v in report["versions"].items())),
-        ],
+        facts=facts(report),
     )
     for name, text in (("scaling.md", markdown(report)), ("scaling.html", page)):
         unfinished = folder / f".{name}.{os.getpid()}.tmp"

@@ -124,6 +124,7 @@ def build_scaling_report(
     split: EvaluationSplit,
     *,
     dataset: str,
+    command: str = "",
     machine: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
     num_resamples: int = NUM_RESAMPLES,
@@ -136,6 +137,7 @@ def build_scaling_report(
         baseline: of the study.
         split: evaluated rows; its first task is the one whose loss is fitted.
         dataset: name of the data set.
+        command: that makes the report again.
         machine: what it ran on, as shown.
         versions: package -> version.
         num_resamples: bootstrap draws of users.
@@ -174,6 +176,7 @@ def build_scaling_report(
     ]
     report: dict[str, Any] = {
         "study": study.name,
+        "command": command,
         "dataset": dataset,
         "task": task,
         "split": {**asdict(split.rows), "users": split.num_users},
