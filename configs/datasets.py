@@ -12,7 +12,8 @@ from tokenization.rq_kmeans import RQKMeans
 from trainer.data.amazon_beauty import SCHEMA_BEAUTY
 from trainer.data.avazu import NUM_SITES, SCHEMA_AVAZU
 from trainer.data.criteo import NUM_ITEMS, SCHEMA_CRITEO
-from trainer.data.last_click import SPLIT_AT_LAST_CLICKS
+from trainer.data.kuairec import NUM_VIDEOS, SCHEMAS_KUAIREC
+from trainer.data.last_click import SPLIT_AT_LAST_CLICKS, of_last_clicks
 from trainer.data.movielens import (
     COLLM_SPLIT,
     SCHEMA_1M,
@@ -20,8 +21,11 @@ from trainer.data.movielens import (
     SCHEMA_1M_LAST_CLICK,
     SCHEMA_100K,
 )
+from trainer.data.open_bandit import CAMPAIGNS, SCHEMA_OPEN_BANDIT
 from trainer.data.synthetic_config import SyntheticConfig, high_churn, low_churn, schema
+from trainer.data.taobao_ad import NUM_ADS, SCHEMA_TAOBAO_AD
 from trainer.experiment import DataConfig, TokensConfig, TrainConfig
+from trainer.sasrec_tokens import SASRecTokensConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,87 @@ def criteo() -> Source:
         ),
         num_items=NUM_ITEMS,
         residual_ids=(),
+    )
+
+
+def kuairec_big() -> Source:
+    """KuaiRec's big matrix, cut by each user's last positive views, as in DIG's section 4.1."""
+    folder = Path("data/kuairec_big")
+    return Source(
+        data=DataConfig(
+            folder=folder,
+            schema=of_last_clicks(SCHEMAS_KUAIREC["big"]),
+            split=SPLIT_AT_LAST_CLICKS,
+        ),
+        tokens=TokensConfig(
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=RQKMeans(num_levels=4, num_codes=256),
+            mem=MemTokens(num_merges=6_000),
+        ),
+        num_items=NUM_VIDEOS["big"],
+        residual_ids=("user_id",),
+        train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=1_000),
+    )
+
+
+def kuairec_small() -> Source:
+    """KuaiRec's small matrix, nearly all pairs of its users and videos; cut as the big one."""
+    big, folder = kuairec_big(), Path("data/kuairec_small")
+    return replace(
+        big,
+        data=replace(big.data, folder=folder, schema=of_last_clicks(SCHEMAS_KUAIREC["small"])),
+        tokens=replace(
+            big.tokens,
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=RQKMeans(num_levels=4, num_codes=64),
+            mem=MemTokens(num_merges=1_900),
+        ),
+        num_items=NUM_VIDEOS["small"],
+    )
+
+
+def taobao_ad() -> Source:
+    """Taobao's display ads, cut by each user's last clicks, as in DIG's section 4.1.
+
+    Ads come without texts, so tokens are fitted on SASRec's embeddings.
+    """
+    folder = Path("data/taobao_ad")
+    return Source(
+        data=DataConfig(
+            folder=folder, schema=of_last_clicks(SCHEMA_TAOBAO_AD), split=SPLIT_AT_LAST_CLICKS
+        ),
+        tokens=SASRecTokensConfig(
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=RQKMeans(num_levels=4, num_codes=1_024),
+            mem=MemTokens(num_merges=400_000),
+        ),
+        num_items=NUM_ADS,
+        residual_ids=("user_id",),
+        train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=2_000),
+    )
+
+
+def open_bandit() -> Source:
+    """Open Bandit's small version: 60,000 impressions and 287 clicks, to see that it runs.
+
+    Items have neither texts nor sequences: the tokens are for an embedding file that you bring.
+    """
+    folder = Path("data/open_bandit")
+    return Source(
+        data=DataConfig(folder=folder, schema=SCHEMA_OPEN_BANDIT, shuffle_rows=65_536),
+        tokens=TokensConfig(
+            folder=folder / "tokens",
+            embeddings=folder / "item_embeddings.parquet",
+            tokenizer=RQKMeans(num_levels=2, num_codes=16),
+            mem=MemTokens(num_merges=0),
+        ),
+        num_items=sum(CAMPAIGNS.values()),
+        residual_ids=(),
+        train=TrainConfig(batch_size=512, num_epochs=1),
+        warmup_steps=10,
     )
 
 

@@ -10,26 +10,24 @@ Run::
     farewell data synthetic --num-rows 20000000 --churn 0.01
     farewell data avazu --source train.gz
     farewell data criteo --source train.txt
+    farewell data open-bandit
+    farewell data kuairec --source FOLDER --matrix small
+    farewell data taobao-ad --source FOLDER
     farewell data amazon-beauty --source FOLDER
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from configs.datasets import SMOKE
+from launch.data_published import avazu, criteo, kuairec, taobao_ad
+from launch.data_summary import print_summary, progress_bar
 from trainer.data.amazon_beauty import write_amazon_beauty
-from trainer.data.avazu import write_avazu
-from trainer.data.criteo import write_criteo
-from trainer.data.last_click import PART
 from trainer.data.movielens import (
     MOVIELENS_1M,
     MOVIELENS_1M_COLLM,
@@ -38,9 +36,9 @@ from trainer.data.movielens import (
     MovieLensSource,
     write_movielens,
 )
+from trainer.data.open_bandit import CAMPAIGNS, POLICIES, Campaign, Policy, write_open_bandit
 from trainer.data.synthetic import write_synthetic
 from trainer.data.synthetic_config import SyntheticConfig, high_churn
-from trainer.data.writer import Manifest
 
 DEFAULT_SYNTHETIC = high_churn()
 
@@ -102,7 +100,7 @@ def amazon_beauty(
         negatives: Items drawn at random beside each review, label 0. The log has positives alone.
         seed: Of the draws.
     """
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("amazon_beauty: writing", total=None)
 
         def advance(done: int, total: int) -> None:
@@ -111,33 +109,33 @@ def amazon_beauty(
         manifest = write_amazon_beauty(
             source, folder, negatives=negatives, seed=seed, progress=advance
         )
-    _summary(manifest, folder)
+    print_summary(manifest, folder)
 
 
-def avazu(source: Path, folder: Path = Path("data/avazu"), max_rows: int | None = None) -> None:
-    """Turn Avazu's file (kaggle.com/c/avazu-ctr-prediction) into a data set: 40,428,967 rows.
+def open_bandit(
+    folder: Path = Path("data/open_bandit"),
+    campaigns: tuple[Campaign, ...] = tuple(CAMPAIGNS),
+    policies: tuple[Policy, ...] = POLICIES,
+) -> None:
+    """Fetch Open Bandit's small version from the package index: 60,000 impressions.
 
-    Example: farewell data avazu --source train.gz --max-rows 9000000
-
-    Args:
-        source: The competition's train.gz, or what it unpacks to.
-        folder: Where the data set is written; an older one there is replaced.
-        max_rows: The first rows of the file alone.
-    """
-    _published(write_avazu, source, folder, max_rows)
-
-
-def criteo(source: Path, folder: Path = Path("data/criteo"), max_rows: int | None = None) -> None:
-    """Turn Criteo's file (display advertising challenge) into a data set: 45,840,617 rows.
-
-    Example: farewell data criteo --source train.txt
+    Example: farewell data open-bandit --campaigns men women
 
     Args:
-        source: The challenge's train.txt; .gz is read as well.
         folder: Where the data set is written; an older one there is replaced.
-        max_rows: The first rows of the file alone.
+        campaigns: Those whose impressions and items are taken.
+        policies: Those whose impressions are taken.
     """
-    _published(write_criteo, source, folder, max_rows)
+    with progress_bar() as progress:
+        task = progress.add_task("open_bandit: fetching", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        manifest = write_open_bandit(
+            folder, campaigns=campaigns, policies=policies, progress=advance
+        )
+    print_summary(manifest, folder)
 
 
 def synthetic(
@@ -178,6 +176,9 @@ def main(args: Sequence[str]) -> None:
             "smoke": smoke,
             "avazu": avazu,
             "criteo": criteo,
+            "open-bandit": open_bandit,
+            "kuairec": kuairec,
+            "taobao-ad": taobao_ad,
             "amazon-beauty": amazon_beauty,
         },
         prog="farewell data",
@@ -187,7 +188,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _movielens(source: MovieLensSource, folder: Path) -> None:
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task(f"{source.schema.name}: fetching", total=None)
 
         def advance(done: int, total: int) -> None:
@@ -195,62 +196,15 @@ def _movielens(source: MovieLensSource, folder: Path) -> None:
             progress.update(task, description=description, completed=done, total=total)
 
         manifest = write_movielens(source, folder, progress=advance)
-    _summary(manifest, folder)
+    print_summary(manifest, folder)
 
 
 def _synthetic(config: SyntheticConfig, folder: Path) -> None:
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("synthetic: writing", total=config.num_rows)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
         manifest = write_synthetic(config, folder, progress=advance)
-    _summary(manifest, folder)
-
-
-def _published(
-    write: Callable[..., Manifest], source: Path, folder: Path, max_rows: int | None
-) -> None:
-    """Write the folder of a file that its publisher hands out."""
-    with _progress() as progress:
-        task = progress.add_task(f"{source.name}: counting values", total=None)
-
-        def advance(done: int, total: int) -> None:
-            description = f"{source.name}: writing"
-            progress.update(task, description=description, completed=done, total=total)
-
-        manifest = write(source, folder, max_rows=max_rows, progress=advance)
-    _summary(manifest, folder)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TimeRemainingColumn(),
-    )
-
-
-def _summary(manifest: Manifest, folder: Path) -> None:
-    """Print what the folder holds."""
-    table = Table(title=f"{manifest.name} in {folder}", show_header=False)
-    table.add_row("rows", f"{manifest.num_rows:,}")
-    table.add_row("users", f"{manifest.num_users:,}")
-    table.add_row("items", f"{manifest.num_items:,}")
-    # Where a log has parts, they stand in the place of times.
-    if PART not in manifest.columns.get("interactions", {}):
-        days = [
-            datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d")
-            for seconds in (manifest.first_time, manifest.last_time)
-        ]
-        table.add_row("time", f"{days[0]} to {days[1]}")
-    for label, positives in manifest.positives.items():
-        share = positives / manifest.num_rows
-        table.add_row(f"{label} positives", f"{positives:,.0f} ({share:.1%})")
-    for name, value in manifest.facts.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}")
-    table.add_row("size", f"{manifest.num_bytes / 1e6:,.1f} MB")
-    Console().print(table)
+    print_summary(manifest, folder)

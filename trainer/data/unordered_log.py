@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.csv_chunks import CsvFile
-from trainer.data.last_click import in_order_of_parts
+from trainer.data.last_click import PART, in_order_of_parts
 from trainer.data.time_order import in_time_order, parts_of_file
 from trainer.data.writer import DatasetWriter, Progress
 
@@ -85,6 +85,8 @@ class UnorderedLog(ABC):
         chunks: Iterator[pa.Table] = (self.impressions(chunk) for chunk in ordered)
         if parts_by == "last_click":
             chunks = in_order_of_parts(chunks, beside=beside)
+        else:
+            chunks = (chunk.drop_columns([PART]) for chunk in chunks)
         done = 0
         for chunk in chunks:
             out.write(chunk)

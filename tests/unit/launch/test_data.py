@@ -4,8 +4,10 @@ import pytest
 
 from configs import datasets, trm_rankmixer
 from launch import data
+from tests.unit.trainer.data import kuairec_made, taobao_ad_made
 from trainer.data.dataset import Dataset
 from trainer.data.schema import DatasetSchema
+from trainer.data.writer import Manifest
 
 
 def test_synthetic_writes_a_folder_and_prints_what_it_holds(tmp_path, capsys):
@@ -37,7 +39,7 @@ def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, mo
     def write(source, folder, *, progress):
         asked.append((source, folder))
         progress(1, 1)
-        return data.Manifest(
+        return Manifest(
             name=source.schema.name,
             num_rows=100,
             num_users=2,
@@ -65,7 +67,7 @@ def test_movielens_verbs_name_their_source_and_folder(verb, tmp_path, capsys, mo
 
 VERBS = [
     *("movielens1m", "movielens1m-collm", "movielens1m-last-click", "movielens100k", "synthetic"),
-    *("avazu", "criteo", "amazon-beauty"),
+    *("avazu", "criteo", "amazon-beauty", "open-bandit", "kuairec", "taobao-ad"),
 ]
 
 
@@ -93,6 +95,26 @@ def test_reviews_without_times_are_shown_without(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "7 (33.3%)" in printed
     assert "1970" not in printed
+
+
+def test_kuairec_and_taobao_go_where_their_sources_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = kuairec_made.made()
+    few.write(tmp_path / "big")
+    few.write(tmp_path / "small", matrix="small")
+    taobao_ad_made.made().write(tmp_path / "ads")
+    data.main(["kuairec", "--source", "big"])
+    data.main(["kuairec", "--source", "small", "--matrix", "small"])
+    data.main(["taobao_ad", "--source", "ads"])
+    for source in (datasets.kuairec_big(), datasets.kuairec_small(), datasets.taobao_ad()):
+        dataset = Dataset.open(source.data.folder, source.data.schema)
+        dataset.validate()
+        assert len(dataset.split(source.data.split).test) > 0
+    assert "1970" not in capsys.readouterr().out
+    data.main(["kuairec", "--source", "big", "--folder", "log", "--parts-by", "time"])
+    assert "2020-07-04 to 2020-07-08" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"ad_feature\.csv: no such file"):
+        data.main(["taobao_ad", "--source", "nowhere"])
 
 
 @pytest.mark.parametrize("args", [[], *([verb] for verb in VERBS)])
