@@ -115,7 +115,8 @@ def measurement_table(found: Mapping[str, Any]) -> Table:
             for measure in ("recall", "ndcg"):
                 value = f"{found[order][measure]:.4f}"
                 table.add_row(f"{measure}@{found['at']}, {title}", value)
-    table.add_row("AUC of the ranking path", f"{found['rank_auc']:.4f}")
-    table.add_row("AUC of the retrieval path", f"{found['recall_auc']:.4f}")
-    table.add_row("gap", f"{found['gap']:+.4f}")
+    if "gap" in found:
+        table.add_row("AUC of the ranking path", f"{found['rank_auc']:.4f}")
+        table.add_row("AUC of the retrieval path", f"{found['recall_auc']:.4f}")
+        table.add_row("gap", f"{found['gap']:+.4f}")
     return table

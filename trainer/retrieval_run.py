@@ -224,6 +224,8 @@ class TrainedRetriever:
     def measure(self, rows: RowRange) -> dict[str, Any]:
         """Recall and NDCG over the whole catalogue, and the AUCs of both paths (Tables 2 and 4).
 
+        A part with positives alone has no AUCs, so there are none.
+
         Each positive impression is a request whose one right answer is its item. Items that the
         user knows are not left out.
 
@@ -236,17 +238,15 @@ class TrainedRetriever:
         asked = asked[:: -(-len(asked) // MAX_TARGETS) or 1]
         target_C1 = dataset.item_rows(columns[dataset.schema.item][asked])[:, None]
         found = self.retrieve_rows(rows, rows.start + asked)
-        rank_auc = auc(columns[task], found.rank_N)
-        recall_auc = auc(columns[task], found.recall_N)
         measured: dict[str, Any] = {
             "at": self.options.top,
             "beam_width": self.options.width,
             "targets": len(asked),
             "items": len(self.retriever.index.item_ids),
-            "rank_auc": rank_auc,
-            "recall_auc": recall_auc,
-            "gap": recall_auc - rank_auc,
         }
+        aucs = [auc(columns[task], scores) for scores in (found.rank_N, found.recall_N)]
+        if np.isfinite(aucs).all():
+            measured |= {"rank_auc": aucs[0], "recall_auc": aucs[1], "gap": aucs[1] - aucs[0]}
         for name, lists in (("recall_order", found.by_recall_CM), ("rank_order", found.by_rank_CM)):
             if len(asked):
                 hit = lists == target_C1
