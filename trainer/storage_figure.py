@@ -14,6 +14,7 @@ from trainer.figure_style import Report, Styles, legend_below
 from trainer.report_tables import format_bytes
 
 Row = Mapping[str, Any]
+UP, DOWN = "\u2191", "\u2193"
 
 
 def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
@@ -30,10 +31,7 @@ def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
     spread = max(max(sizes) / min(sizes), 1.3)
     obstacles: list[Box] = []
     points: list[tuple[float, Row]] = []
-    for row in stored:
-        # Rows of equal size stand side by side.
-        size = row["sparse_bytes"]
-        size *= spread ** (0.05 * sum(other["sparse_bytes"] == size for _, other in points))
+    for row, size in zip(stored, _side_by_side(sizes, spread), strict=True):
         points.append((size, row))
         found = row["metrics"][task]
         color, marker = styles[row["name"]]
@@ -59,26 +57,54 @@ def quality_against_storage(report: Report, styles: Styles) -> Figure | None:
     )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+    low, high = min(box.low for box in obstacles), max(box.high for box in obstacles)
+    room = max(high - low, 1e-4)
     for row in known:
         if not row["sparse_bytes"]:
-            color, _ = styles[row["name"]]
-            value = row["metrics"][task]["auc"]
-            axes.axhline(value, color=color, linestyle="--", linewidth=1.2)
-            axes.annotate(
-                row["name"],
-                (0, value),
-                xycoords=("axes fraction", "data"),
-                xytext=(6, 3),
-                textcoords="offset points",
-                color=color,
-                fontsize=9,
-            )
+            _reference(axes, row, task, styles, within=(low - room, high + room))
     axes.margins(y=0.12)
     if not _name_points(axes, task, points, obstacles, styles):
         legend_below(figure, axes, len(stored))
     axes.set_xlabel("embedding weights")
     axes.set_ylabel(f"{task} AUC ({report['split']['name']})")
     return figure
+
+
+def _side_by_side(sizes: Sequence[int], spread: float) -> list[float]:
+    """Where rows are drawn: those of equal size a little apart, around their size."""
+    places = []
+    for index, size in enumerate(sizes):
+        equal = sizes.count(size)
+        step = min(0.04, 0.2 / equal)
+        places.append(size * spread ** (step * (sizes[:index].count(size) - (equal - 1) / 2)))
+    return places
+
+
+def _reference(
+    axes: Axes, row: Row, task: str, styles: Styles, *, within: tuple[float, float]
+) -> None:
+    """A line for a row that stores no embeddings; a note at the edge where it is far away."""
+    color, _ = styles[row["name"]]
+    value, (low, high) = row["metrics"][task]["auc"], within
+    near, above = low <= value <= high, value > high
+    if near:
+        axes.axhline(value, color=color, linestyle="--", linewidth=1.2)
+        text, up = row["name"], 3.0
+    else:
+        edge = f"{above}"
+        others = sum(note.get_gid() == edge for note in axes.texts)
+        text = f"{UP if above else DOWN} {row['name']} {value:.4f}"
+        up = -14.0 * (others + 1) if above else 6 + 14.0 * others
+    note = axes.annotate(
+        text,
+        (0, value if near else float(above)),
+        xycoords=("axes fraction", "data" if near else "axes fraction"),
+        xytext=(6, up),
+        textcoords="offset points",
+        color=color,
+        fontsize=9,
+    )
+    note.set_gid("" if near else f"{above}")
 
 
 class Box(NamedTuple):

@@ -52,6 +52,25 @@ def test_points_stand_at_their_bytes_and_auc_with_bars():
     assert axes.get_xscale() == "log"
 
 
+def test_rows_of_equal_size_stand_around_it():
+    rows = [row(f"row {index}", 0.8 + index / 1000, 10**6) for index in range(7)]
+    report = make([*rows, row("large", 0.81, 10**8)])
+    axes = quality_against_storage(report, row_styles(report)).axes[0]
+    places = [container.lines[0].get_xydata()[0][0] for container in axes.containers][:-1]
+    assert places == sorted(set(places))
+    assert np.prod(places) ** (1 / 7) == pytest.approx(10**6)
+    assert places[-1] / places[0] < (10**8 / 10**6) ** 0.2
+
+
+def test_a_baseline_far_away_is_named_at_the_edge_and_leaves_the_scale():
+    far = [row("gbm", 0.5, None), row("bias", 0.6, None), row("oracle", 0.95, None)]
+    report = make([row("ids", 0.8, 10**6), row("tokens", 0.81, 10**5), *far])
+    figure = quality_against_storage(report, row_styles(report))
+    low, high = figure.axes[0].get_ylim()
+    assert 0.75 < low < high < 0.86
+    assert {"\u2193 gbm 0.5000", "\u2193 bias 0.6000", "\u2191 oracle 0.9500"} <= {*texts(figure)}
+
+
 def test_small_buckets_and_buckets_without_interval_are_left_out():
     pairs = [
         {
