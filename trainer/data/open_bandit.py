@@ -4,10 +4,10 @@ The wheel `obp` carries 10,000 impressions of each campaign (all, men, women) an
 (random, and Thompson sampling as `bts`), seven days in November 2019. Only its csv files are read.
 
 It names no user: `user_id` counts the combinations of the four user features, of which there are
-337, and groups GAUC alone. A row has the affinity of its user to every item of the campaign (past
-clicks on it): that of the item shown is the cross feature, and the items with any are the history,
-those with most affinity last. Items of the campaigns have other numbers for other pictures, so an
-item here is campaign and number. Policy and propensity are columns and no features.
+337. A row has the affinity of its user to every item of the campaign (past clicks on it): that of
+the item shown is the cross feature, and the items with any are the history, those with most
+affinity last. The campaigns number their items each from 0, so an item here is campaign and number.
+Policy and propensity are columns and no features.
 
 With 287 clicks in all it can show that native cross features go the whole way through schema,
 model and retrieval, and how a policy's share is calibrated; AUCs on it are noise.
@@ -46,6 +46,7 @@ WHEEL = PinnedWheel(
 )
 MAX_HISTORY = 10
 NUM_POSITIONS = 3
+NUM_USERS = 337
 _USER = tuple(f"user_feature_{number}" for number in range(4))
 _ITEM = tuple(f"item_feature_{number}" for number in range(1, 4))
 USER_CARDINALITIES = dict(zip(_USER, (4, 6, 10, 11), strict=True))
@@ -55,6 +56,7 @@ ITEM_CARDINALITIES = dict(zip(_ITEM, (32, 64, 32), strict=True))
 SCHEMA_OPEN_BANDIT = DatasetSchema(
     name="open_bandit",
     features=(
+        Categorical(name="user_id", entity="user", cardinality=NUM_USERS),
         *(
             Categorical(name=name, entity="user", cardinality=size)
             for name, size in USER_CARDINALITIES.items()
