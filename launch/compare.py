@@ -4,6 +4,7 @@ r"""Train the rows of a named comparison, evaluate them on the same test rows, w
     farewell compare trm.main_movielens1m --seeds 3 --ranks 2
     farewell compare storage.trm_paper
     farewell compare towers.trm_table1
+    farewell compare dig.main_movielens1m --seeds 3
 
 A cell is a row and a seed. One that was trained before with the same settings, for this or for
 another comparison, is not trained again; one that was stopped goes on from its newest checkpoint.
@@ -26,6 +27,7 @@ from launch.compare_storage import compare_storage_of
 from launch.compare_towers import compare_towers_of
 from launch.named import load_named, name_and_options
 from launch.prepare import prepare
+from launch.retrieval_rows import RetrievalRows
 from launch.rows import trained_row
 from launch.terminal import result_console
 from sharding.compare import StorageComparison
@@ -123,16 +125,27 @@ def compare(name: str, comparison: Comparison, options: CompareOptions) -> None:
             for row in comparison.rows
         ),
     ]
+    split = EvaluationSplit.from_dataset(dataset, splits, splits.test)
+    retrieval = None
+    if comparison.retrieval is not None:
+        retrieval = RetrievalRows(
+            study=comparison.retrieval,
+            dataset=dataset,
+            splits=splits,
+            cells=options.cells,
+            console=console,
+        ).describe(comparison, runs, split)
     with console.status("evaluating the test rows"):
         report = build_report(
             experiment=comparison.name,
             dataset=dataset.schema.name,
-            split=EvaluationSplit.from_dataset(dataset, splits, splits.test),
+            split=split,
             rows=rows,
             machine={key: str(value) for key, value in describe_machine().items()},
             versions=package_versions(),
             comparison=comparison,
             geometry=_geometry(comparison, runs),
+            retrieval=retrieval,
             command=f"farewell compare {name} --seeds {options.seeds}",
         )
     print_report(report, console)

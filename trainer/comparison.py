@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sharding.folder_names import check_folder_name
 from trainer.baselines.base import Baseline
 from trainer.experiment import Experiment
+from trainer.retrieval_study import RetrievalStudy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class Comparison:
         baselines: rows that train no network, first in the report.
         oracle: task -> column of the log that holds the true probability, where it is known.
         study: the question, where the comparison repeats a study of a paper.
+        retrieval: what is asked of rows as retrievers.
 
     Raises:
         ValueError: when rows differ in data or split, a title stands twice, or the study names a
@@ -95,6 +97,7 @@ class Comparison:
     baselines: tuple[Baseline, ...] = ()
     oracle: Mapping[str, str] = field(default_factory=dict)
     study: Study | None = None
+    retrieval: RetrievalStudy | None = None
 
     def __post_init__(self) -> None:
         """Check that the rows can be compared."""
@@ -109,6 +112,8 @@ class Comparison:
                 f"comparison {self.name!r}: the reference is {self.study.reference!r}, expected "
                 f"one of {titles}"
             )
+        if self.retrieval is not None:
+            self.retrieval.check(titles)
         sweep = None if self.study is None else self.study.sweep
         if sweep is not None and (unknown := sorted(set(sweep.points) - set(titles))):
             raise ValueError(

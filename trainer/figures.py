@@ -15,12 +15,19 @@ from matplotlib.ticker import FuncFormatter
 
 from trainer.figure_style import STYLE, Report, Styles, legend_below, row_styles
 from trainer.report_tables import format_count
+from trainer.retrieval_figure import retrieval
 from trainer.storage_figure import quality_against_storage
 from trainer.study_figures import embedding_spectrum, gain_map, norm_variance
 from trainer.sweep_figure import sweep
 from trainer.verdict import MIN_BUCKET_ROWS
 
 FIGURE_CAPTIONS = {
+    "retrieval": (
+        "What is retrieved",
+        "The study's metric over the whole catalogue with 95 % bootstrap intervals over users, and "
+        "by the user's impressions in training (below: cases). Grey strokes: the paper's values, "
+        "on another log.",
+    ),
     "quality_against_storage": (
         "Quality against storage",
         "AUC of the main task against bytes of embedding weights, logarithmic. Bars: 95 % "
@@ -77,6 +84,7 @@ def draw_figures(report: Report, folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawers: dict[str, Callable[[Report, Styles], Figure | None]] = {
+        "retrieval": retrieval,
         "quality_against_storage": quality_against_storage,
         "gain_by_bucket": gain_by_bucket,
         "gain_map": gain_map,

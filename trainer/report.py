@@ -36,6 +36,7 @@ from trainer.measurement import Measurement
 from trainer.metrics import calibration_bins
 from trainer.report_markdown import to_markdown
 from trainer.report_tables import cost_table, machine_lines, quality_table, rich_table
+from trainer.retrieval_report import retrieval_table
 from trainer.study_report import describe_study, study_table
 from trainer.verdict import pick_reference, write_verdict
 
@@ -139,6 +140,7 @@ def build_report(
     seed: int = 0,
     comparison: Comparison | None = None,
     geometry: Sequence[Mapping[str, Any]] = (),
+    retrieval: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Measure every row and every pair of rows.
@@ -159,6 +161,7 @@ def build_report(
         comparison: whose study, where it has one, says what is asked and over which row gains
             are taken.
         geometry: of the rows' embedding tables, see `trainer.geometry`.
+        retrieval: of rows that retrieve, see `trainer.retrieval_report`.
         command: that makes the report again.
 
     Returns:
@@ -207,6 +210,8 @@ def build_report(
     reference = reference or pick_reference(report)
     report["reference"] = reference
     report["geometry"] = list(geometry)
+    if retrieval is not None:
+        report["retrieval"] = dict(retrieval)
     report["command"] = command
     if comparison is not None and study is not None and reference is not None:
         report["study"] = describe_study(study, comparison.rows, report, reference)
@@ -272,6 +277,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(report["verdict"]["headline"], style="bold", markup=False, highlight=False)
     console.print(report["verdict"]["summary"], markup=False, highlight=False)
+    if "retrieval" in report:
+        console.print()
+        console.print(rich_table(retrieval_table(report)))
     for task in report["tasks"]:
         console.print()
         console.print(rich_table(quality_table(report, task)))
@@ -316,6 +324,7 @@ def render_html(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         report=report,
+        retrieval=[retrieval_table(report)] if "retrieval" in report else [],
         quality=[quality_table(report, task) for task in report["tasks"]],
         gains=[study_table(report, task) for task in report["tasks"] if "study" in report],
         cost=cost_table(report),

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.figures import FIGURE_CAPTIONS
 from trainer.report_tables import cost_table, machine_lines, markdown_table, quality_table
+from trainer.retrieval_report import retrieval_table
 from trainer.study_report import study_table
 
 MARKS = {"better": "(+) ", "worse": "(-) ", "unclear": "(~) "}
@@ -20,6 +21,8 @@ def to_markdown(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
     lines += ["", "## What the numbers say", ""]
     lines += [f"* {MARKS.get(one['kind'], '')}{one['text']}" for one in verdict["findings"]]
     lines.append("")
+    if "retrieval" in report:
+        lines += markdown_table(retrieval_table(report))
     for task in report["tasks"]:
         if "study" in report:
             lines += markdown_table(study_table(report, task))

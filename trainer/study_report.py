@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.comparison import ComparedRow, Study, Sweep
 from trainer.pair_gains import Gain, pair_gain
+from trainer.paper_orders import orders_finding, paper_order
 from trainer.report_tables import ABSENT, Cell, ReportTable
 
 STUDY_METRICS = (("auc", "AUC"), ("qauc", "QAUC"))
@@ -62,9 +63,16 @@ def describe_study(
                     }
                 )
             orders += [
-                _order(report, a, b, task, metric, published[a] - published[b])
+                {
+                    "task": task,
+                    "metric": metric,
+                    **paper_order(
+                        first, second, pair_gain(report, first, second, task=task, metric=metric)
+                    ),
+                }
                 for a, b in combinations(published, 2)
                 if published[a] != published[b]
+                for first, second in [(a, b) if published[a] > published[b] else (b, a)]
             ]
     return {
         "question": study.question,
@@ -93,24 +101,6 @@ def _percent(gain: Gain | None, base: float | None) -> tuple[float | None, list[
     if gain is None or not base:
         return None, None
     return 100 * gain.value / base, [100 * gain.low / base, 100 * gain.high / base]
-
-
-def _order(
-    report: Report, a: str, b: str, task: str, metric: str, published: float
-) -> dict[str, Any]:
-    """How a pair that the paper orders comes out; `first` is the paper's better row."""
-    first, second = (a, b) if published > 0 else (b, a)
-    gain = pair_gain(report, first, second, task=task, metric=metric)
-    found = {"better": "same", "worse": "opposite", "unclear": "unclear"}
-    return {
-        "task": task,
-        "metric": metric,
-        "first": first,
-        "second": second,
-        "difference": None if gain is None else gain.value,
-        "ci": None if gain is None else [gain.low, gain.high],
-        "outcome": "unclear" if gain is None else found[gain.kind],
-    }
 
 
 def study_table(report: Report, task: str) -> ReportTable:
@@ -178,6 +168,7 @@ def study_findings(report: Report) -> list[dict[str, str]]:
     return [
         *_against_reference(report),
         *_against_paper(report),
+        *_between_series(report),
         *(_equal_dense(report) if study["equal_dense"] else []),
         *({"kind": "note", "text": note} for note in study["notes"]),
     ]
@@ -208,35 +199,40 @@ def _against_reference(report: Report) -> list[dict[str, str]]:
 def _against_paper(report: Report) -> list[dict[str, str]]:
     """Orders that come out as in the paper, otherwise, or not at all; the second are named."""
     study = report["study"]
-    findings = []
-    for task in report["tasks"]:
-        for metric, shown in STUDY_METRICS:
-            orders = [
-                one for one in study["orders"] if (one["task"], one["metric"]) == (task, metric)
-            ]
-            if not orders:
-                continue
-            by_outcome: dict[str, list[dict[str, Any]]] = {
-                "same": [],
-                "opposite": [],
-                "unclear": [],
-            }
-            for one in orders:
-                by_outcome[one["outcome"]].append(one)
-            text = (
-                f"{task} {shown}: of {len(orders)} orders of two rows in {study['source']}, "
-                f"{len(by_outcome['same'])} come out the same, {len(by_outcome['opposite'])} the "
-                f"other way round, {len(by_outcome['unclear'])} can't be told."
-            )
-            if by_outcome["opposite"]:
-                text += " The other way round: " + "; ".join(
-                    f"{one['second']} above {one['first']} ({-one['difference']:+.4f})"
-                    for one in by_outcome["opposite"]
-                )
-                text += "."
-            kind = "worse" if by_outcome["opposite"] else "note"
-            findings.append({"kind": kind, "text": text})
-    return findings
+    found = [
+        (
+            f"{task} {shown}",
+            [one for one in study["orders"] if (one["task"], one["metric"]) == (task, metric)],
+        )
+        for task in report["tasks"]
+        for metric, shown in STUDY_METRICS
+    ]
+    return [orders_finding(what, orders, study["source"]) for what, orders in found if orders]
+
+
+def _between_series(report: Report) -> list[dict[str, str]]:
+    """A sweep of two series: the first less the second at every size."""
+    sweep, task = report["study"]["sweep"], report["main_task"]
+    rows: dict[str, dict[float, str]] = {}
+    for point in sweep["points"] if sweep else ():
+        rows.setdefault(point["series"], {})[point["value"]] = point["row"]
+    if len(rows) != 2:
+        return []
+    (first, of_first), (second, of_second) = rows.items()
+    gains = {
+        value: pair_gain(report, row, of_second[value], task=task)
+        for value, row in sorted(of_first.items())
+        if value in of_second
+    }
+    parts = [
+        f"{value:g}: {gain.value:+.4f} [{gain.low:+.4f} {gain.high:+.4f}]"
+        for value, gain in gains.items()
+        if gain is not None
+    ]
+    if not parts:
+        return []
+    text = f"{task} AUC of {first} less {second}, by {sweep['axis']}: {', '.join(parts)}."
+    return [{"kind": "note", "text": text}]
 
 
 def _equal_dense(report: Report) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.pair_gains import Gain, pair_gain
 from trainer.report_tables import format_bytes
+from trainer.retrieval_verdict import retrieval_findings, retrieval_headline
 from trainer.study_report import EQUAL_PARAMS, study_findings, study_headline
 
 MIN_BUCKET_ROWS = 200
@@ -37,7 +38,10 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     best_token, best_id = _best(tokens, report), _best(ids, report)
     study = report.get("study")
     findings: list[dict[str, str]] = study_findings(report) if study is not None else []
-    if best_token is not None and best_id is not None:
+    if "retrieval" in report:
+        headline, summary = retrieval_headline(report)
+        findings = [*retrieval_findings(report), *findings]
+    elif best_token is not None and best_id is not None:
         headline, summary = _headline(report, best_token, best_id)
         for rival in ids:
             if rival is not best_id and rival["tower"] == best_token["tower"]:

@@ -174,7 +174,7 @@ class DigNetwork(RankingNetwork):
         row_X, place = torch.unique(torch.cat([row_U, drawn_BN.flatten()]), return_inverse=True)
         with torch.autocast(row_U.device.type, enabled=False):
             e_XD = self.encoder(row_X)
-        if e_XD.requires_grad and not self.config.item.learns_at(int(self.num_steps)):
+        if e_XD.requires_grad and not self.config.item.encoder_learns_at(int(self.num_steps)):
             # Zeros, not None: with several ranks the same parameters must get gradients each step.
             e_XD.register_hook(torch.zeros_like)
         return Encoded(row_X, e_XD, place[: len(row_U)], place[len(row_U) :].view_as(drawn_BN))
@@ -280,6 +280,7 @@ class DigNetwork(RankingNetwork):
                     batch.labels_BN,
                     num_levels=self.config.item.num_levels,
                     last_level_only=self.config.last_level_only,
+                    unclicked_negatives=self.config.unclicked_negatives,
                 )
             else:
                 logits_BST = self.mix(request, target_B1D, cross_B1C)
@@ -327,7 +328,7 @@ class DigNetwork(RankingNetwork):
         step = int(self.num_steps)
         if step % self.config.track_every == 0:
             self._tracker.look(self.catalogue_codes())
-        if self.config.item.learns_at(step):
+        if self.config.item.codebooks_follow_at(step):
             place_M = place_BS.flatten()
             self.quantizer.follow(found, place_M, row_X.index_select(0, place_M))
         self.num_steps += 1
@@ -343,10 +344,4 @@ def _check(network: DigNetwork, tables: Sequence[TableSpec], num_histories: int)
             f"model.user_feature is {config.user_feature!r}, but the pooled features are "
             f"{', '.join(network.pooled_features)}; name the one with the user's id"
         )
-    for table in tables:
-        rows = config.item.table_rows
-        if table.pooling == "none" and table.rows != rows:
-            raise ValueError(
-                f"table {table.name!r}: rows is {table.rows}, but model.item has "
-                f"{config.item.num_levels} levels x {config.item.num_codes} codes = {rows}"
-            )
+    config.item.check_tables(tables)

@@ -30,6 +30,8 @@ class DigModelConfig(RankingModelConfig):
         u2t_hidden_dim: of MLP_u2t.
         num_negatives: items of the whole catalogue drawn for each impression; they count where
             the impression's first label is positive. 0 leaves retrieval samples out.
+        unclicked_negatives: impressions whose first label is not positive are negatives of the
+            retrieval samples too, beside the random ones; the paper has random ones alone.
         impression_u2t: what impressions are given for u2t in L_recall (Eq. 7).
         retrieval_u2t: what stands for u2t in retrieval, and in the samples that it learns from;
             `u2t_weight` has no effect without MLP_u2t.
@@ -53,6 +55,7 @@ class DigModelConfig(RankingModelConfig):
     u2t_scope: Scope = "batch"
     u2t_hidden_dim: int = 64
     num_negatives: int = 1
+    unclicked_negatives: bool = False
     impression_u2t: ImpressionU2T = "statistic"
     retrieval_u2t: RetrievalU2T = "mlp"
     cross_share: float = 1.0
@@ -75,6 +78,11 @@ class DigModelConfig(RankingModelConfig):
                 raise ValueError(f"model.{name} is {getattr(self, name)}, expected at least 1")
         if not 0 <= self.cross_share <= 1:
             raise ValueError(f"model.cross_share is {self.cross_share}, expected 0 to 1")
+        if self.unclicked_negatives and not self.num_negatives:
+            raise ValueError(
+                "model.unclicked_negatives is set, but num_negatives is 0, so there are no "
+                "retrieval samples; set num_negatives to at least 1"
+            )
         if self.retrieval_u2t == "mean" and self.u2t_scope == "user":
             raise ValueError(
                 "model.retrieval_u2t is 'mean', which keeps one mean a code, but u2t_scope is "

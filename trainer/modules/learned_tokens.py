@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sharding.tables import TableSpec
+
 ITEM_ROW: Final = "item_row"
 """Key of the item KeyedJaggedTensor: the item's row in items.parquet."""
+SETTLING_STEPS: Final = 50
+"""Steps that codebooks follow an encoder that learns no more: what its optimizer remembers of past
+gradients still moves it a little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +57,9 @@ class LearnedTokensConfig:
         decay: alpha of the codebooks' moving averages.
         dead_after: steps without an item after which a codeword starts anew.
         fixed: Fixed SID of the paper's Table 5: encoder and codebooks stay as they begin.
-        fixed_after: training steps after which they stay as they are by then, so that the SID
-            embeddings learn the SIDs that retrieval will use; None for never.
+        fixed_after: training steps after which the encoder stays as it is by then, and, some steps
+            later, the codebooks, so that SID embeddings learn the SIDs that retrieval will use;
+            None for never.
 
     Raises:
         ValueError: naming the field, what was found and what is expected.
@@ -70,7 +77,7 @@ class LearnedTokensConfig:
     num_heads: int = 4
     num_levels: int = 4
     num_codes: int = 256
-    decay: float = 0.99
+    decay: float = 0.9
     dead_after: int = 50
     fixed: bool = False
     fixed_after: int | None = None
@@ -107,9 +114,13 @@ class LearnedTokensConfig:
         if not 0 <= self.decay < 1:
             raise ValueError(f"model.item.decay is {self.decay}, expected 0 to below 1")
 
-    def learns_at(self, step: int) -> bool:
-        """Whether encoder and codebooks change in a training step, counted from 0."""
+    def encoder_learns_at(self, step: int) -> bool:
+        """Whether the encoder learns in a training step, counted from 0."""
         return not self.fixed and (self.fixed_after is None or step < self.fixed_after)
+
+    def codebooks_follow_at(self, step: int) -> bool:
+        """Whether the codebooks move after a training step, counted from 0."""
+        return self.encoder_learns_at(step - SETTLING_STEPS)
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -144,3 +155,16 @@ class LearnedTokensConfig:
     def table_rows(self) -> int:
         """Rows of each table: one for each (level, code)."""
         return self.num_levels * self.num_codes
+
+    def check_tables(self, tables: Sequence[TableSpec]) -> None:
+        """Check that tables of SID embeddings have a row for each (level, code).
+
+        Raises:
+            ValueError: naming the table, what was found and what is expected.
+        """
+        for table in tables:
+            if table.pooling == "none" and table.rows != self.table_rows:
+                raise ValueError(
+                    f"table {table.name!r}: rows is {table.rows}, but model.item has "
+                    f"{self.num_levels} levels x {self.num_codes} codes = {self.table_rows}"
+                )

@@ -68,7 +68,12 @@ def recall_samples(
 
 
 def recall_loss(
-    logits_BST: Tensor, labels_BT: Tensor, *, num_levels: int, last_level_only: bool
+    logits_BST: Tensor,
+    labels_BT: Tensor,
+    *,
+    num_levels: int,
+    last_level_only: bool,
+    unclicked_negatives: bool,
 ) -> Tensor:
     """L_recall: Eq. 10 over the impressions, and the same over the retrieval samples.
 
@@ -80,6 +85,7 @@ def recall_loss(
         labels_BT: of the impressions.
         num_levels: L.
         last_level_only: of full SIDs alone.
+        unclicked_negatives: retrieval samples hold the impressions without a click too.
     """
     first = num_levels - 1 if last_level_only else 0
     logits_BGLT = logits_BST.unflatten(1, (-1, num_levels))[:, :, first:]
@@ -87,8 +93,12 @@ def recall_loss(
     loss = bce(log_BLT, labels_BT.unsqueeze(1).expand_as(log_BLT))
     if logits_BGLT.shape[1] == 1:
         return loss
+    positive_B = (labels_BT[:, 0] > 0.5).float()
     main_BGL = logits_BGLT[:, 1:, :, 0]
     wanted_BGL = torch.zeros_like(main_BGL)
-    wanted_BGL[:, 0] = 1.0
-    each_B = bce(main_BGL, wanted_BGL, reduction="none").mean(dim=2).sum(dim=1)
-    return loss + (each_B * (labels_BT[:, 0] > 0.5)).mean()
+    wanted_BGL[:, 0] = positive_B.unsqueeze(1)
+    each_BG = bce(main_BGL, wanted_BGL, reduction="none").mean(dim=2)
+    counts_BG = positive_B.unsqueeze(1).repeat(1, each_BG.shape[1])
+    if unclicked_negatives:
+        counts_BG[:, 0] = 1.0
+    return loss + (each_BG * counts_BG).sum(dim=1).mean()

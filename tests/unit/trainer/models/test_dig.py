@@ -10,6 +10,7 @@ from tests.integration import tiny_dig
 from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, batches_of_ranks, dig_model, variant
 from trainer.batch_parts import take_rows
 from trainer.models.ranking_model import RankingModel
+from trainer.modules import learned_tokens
 from trainer.modules.catalogue_draws import drawn_rows
 from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
 
@@ -26,10 +27,14 @@ def naive_bce(logit, label):
     return -np.log(p) if label else -np.log(1 - p)
 
 
+@pytest.mark.parametrize("unclicked", [False, True])
 @pytest.mark.parametrize("last_level_only", [False, True])
 @pytest.mark.parametrize("scope", ["user", "batch"])
-def test_losses_equal_the_equations(batch, scope, last_level_only):
-    model = dig_model(config=variant(u2t_scope=scope, last_level_only=last_level_only))
+def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
+    config = variant(
+        u2t_scope=scope, last_level_only=last_level_only, unclicked_negatives=unclicked
+    )
+    model = dig_model(config=config)
     model(batch)  # codebooks begin in the first step
     network = model.network
     books = network.quantizer.codebooks_LKD.clone()
@@ -119,11 +124,12 @@ def test_losses_equal_the_equations(batch, scope, last_level_only):
             ]
         ) + np.mean(
             [
-                labels[row, 0]
-                * np.mean(
+                np.mean(
                     [
                         naive_bce(logits[row, 3 + level, 0], 1)
                         + naive_bce(logits[row, 6 + level, 0], 0)
+                        if labels[row, 0]
+                        else unclicked * naive_bce(logits[row, 3 + level, 0], 0)
                         for level in levels
                     ]
                 )
@@ -230,15 +236,16 @@ def test_fixed_sids_stay(batch):
     assert all(weight.grad is None for weight in model.network.encoder.parameters())
 
 
-def test_sids_stay_after_some_steps(batch):
+def test_sids_stay_after_some_steps(batch, monkeypatch):
+    monkeypatch.setattr(learned_tokens, "SETTLING_STEPS", 1)
     model = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
-    for step in range(4):
+    for step in range(7):
         before = model.network.quantizer.codebooks_LKD.clone()
         model.zero_grad()
         loss, outputs = model(batch)
         loss.backward()
         learns = step < 2
-        assert torch.equal(before, model.network.quantizer.codebooks_LKD) == (not learns)
+        assert torch.equal(before, model.network.quantizer.codebooks_LKD) == (step > 2)
         moved = any(weight.grad.any() for weight in model.network.encoder.parameters())
         assert moved == learns
         assert model.network.item_norm.weight_D.grad.any()
@@ -326,6 +333,7 @@ def test_a_share_of_the_cross_features_is_given(batch, training):
         ({"cross_share": 1.5}, "cross_share is 1.5, expected 0 to 1"),
         ({"retrieval_u2t": "mean", "u2t_scope": "user"}, "one mean a code"),
         ({"num_negatives": -1}, "num_negatives is -1"),
+        ({"num_negatives": 0, "unclicked_negatives": True}, "no retrieval samples"),
         ({"track_every": 0}, "track_every is 0"),
     ],
 )

@@ -1,0 +1,185 @@
+"""Rows of a comparison as retrievers: trained cells, and what is fitted to the sequences alone.
+
+Lists are kept: those of a cell in its folder, those of a retriever in a folder named after all that
+decides them. What is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from launch.ranks import run_on_ranks
+from trainer.baselines.retriever import without_known
+from trainer.comparison import Comparison
+from trainer.data.dataset import Dataset
+from trainer.data.schema import Splits
+from trainer.evaluation import EvaluationSplit
+from trainer.experiment import Experiment
+from trainer.models.dig_config import DigModelConfig
+from trainer.retrieval_report import describe_retrieval
+from trainer.retrieval_run import Retrieval, retrieve_part
+from trainer.retrieval_study import (
+    LENGTHS,
+    RetrievalMeasure,
+    RetrievalRow,
+    RetrievalRun,
+    RetrievalStudy,
+    RetrieverConfig,
+)
+from trainer.retrieval_task import RetrievalTask
+from trainer.retrieved_part import RetrievedPart
+from trainer.run_folder import RunFolder
+
+
+def has_retrieval_path(experiment: Experiment) -> bool:
+    """Whether a trained row can retrieve."""
+    return isinstance(experiment.model, DigModelConfig) and experiment.model.recall_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalRows:
+    """Lists of the test part's cases.
+
+    Args:
+        study: what is asked.
+        dataset: the log.
+        splits: its parts.
+        cells: folder of all cells.
+        console: shows what is computed.
+    """
+
+    study: RetrievalStudy
+    dataset: Dataset
+    splits: Splits
+    cells: Path
+    console: Console
+
+    def describe(
+        self,
+        comparison: Comparison,
+        runs: Mapping[str, Mapping[int, RunFolder]],
+        split: EvaluationSplit,
+    ) -> dict[str, Any]:
+        """The part `retrieval` of the report.
+
+        Args:
+            comparison: its rows are trained.
+            runs: title -> seed -> run folder.
+            split: the test part, with labels and users.
+        """
+        task = RetrievalTask.of_log(
+            self.dataset,
+            self.splits,
+            leave_out_history=self.study.leave_out_history,
+            cases_per_user=self.study.cases_per_user,
+        )
+        seeds = sorted({seed for of_row in runs.values() for seed in of_row})
+        rows = [
+            RetrievalRow(
+                title=one.title,
+                kind="retriever",
+                runs=tuple(self._of_retriever(one, task, seed) for seed in seeds),
+            )
+            for one in self.study.retrievers
+        ]
+        rows += [
+            RetrievalRow(
+                title=row.title,
+                kind="model",
+                runs=tuple(
+                    self._of_cell(row.experiment, run, task, seed)
+                    for seed, run in runs[row.title].items()
+                ),
+            )
+            for row in comparison.rows
+            if has_retrieval_path(row.experiment)
+        ]
+        measure = RetrievalMeasure(task.test, split)
+        return describe_retrieval(self.study, rows, measure, num_items=task.num_items)
+
+    def _of_retriever(
+        self, config: RetrieverConfig, task: RetrievalTask, seed: int
+    ) -> RetrievalRun:
+        """Fit a retriever and ask it, or read what it said."""
+        manifest = self.dataset.folder / "manifest.json"
+        key = _digest(
+            repr(config),
+            seed,
+            self.splits,
+            (task.leave_out_history, self.study.cases_per_user),
+            manifest.read_bytes() if manifest.exists() else b"",
+        )
+        name = re.sub(r"\W+", "_", config.title.lower())
+        folder = self.cells / f"{self.dataset.folder.name}_{name}_seed{seed}_{key}"
+        path = folder / "lists.npy"
+        if not path.exists():
+            with self.console.status(f"{config.title}, seed {seed}: fitting and retrieving"):
+                retriever = config.build(self.dataset)
+                retriever.fit(task, seed=seed)
+                lists = retriever.top(task.test.history, max(LENGTHS))
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = folder / f".lists.{os.getpid()}.npy"
+            np.save(unfinished, lists)
+            os.replace(unfinished, path)
+        return RetrievalRun(seed=seed, lists_CM=np.load(path))
+
+    def _of_cell(
+        self, experiment: Experiment, run: RunFolder, task: RetrievalTask, seed: int
+    ) -> RetrievalRun:
+        """Retrieve with a trained cell, or read what it retrieved."""
+        cases = task.test
+        longest = int(cases.history.lengths.max(initial=0)) if task.leave_out_history else 0
+        wanted = max(LENGTHS) + longest
+        options = Retrieval(width=max(self.study.width, wanted), top=wanted)
+        order = np.argsort(cases.row)
+        key = _digest(options, self.splits.test, cases.row[order].tobytes())
+        path = run.path / f"retrieved_{key}.npz"
+        if not path.exists():
+            seeded = replace(experiment, train=replace(experiment.train, seed=seed))
+            self.console.print(f"{run.path}: retrieving for {len(cases):,} cases", soft_wrap=True)
+            run_on_ranks(
+                retrieve_part,
+                1,
+                seeded,
+                run.path,
+                options,
+                self.splits.test,
+                cases.row[order],
+                path,
+                log_folder=run.path / "log",
+            )
+        part = RetrievedPart.load(path)
+        place = np.argsort(order)
+
+        def lists(found: NDArray[np.int64]) -> NDArray[np.int64]:
+            if not task.leave_out_history:
+                return found[place]
+            return without_known(
+                found[place], cases.history, max(LENGTHS), num_items=task.num_items
+            )
+
+        return RetrievalRun(
+            seed=seed,
+            lists_CM=lists(part.by_recall_CM),
+            ranked_CM=lists(part.by_rank_CM),
+            rank_N=part.rank_N,
+            recall_N=part.recall_N,
+        )
+
+
+def _digest(*parts: object) -> str:
+    """Twelve characters that stand for some values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    return digest.hexdigest()[:12]

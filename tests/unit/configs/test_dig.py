@@ -1,0 +1,67 @@
+import inspect
+
+import pytest
+
+from configs import dig
+from launch.named import load_named
+from launch.retrieval_rows import has_retrieval_path
+from trainer.comparison import Comparison
+from trainer.experiment import Experiment
+
+STUDIES = ("main", "ranking", "gap", "end_to_end", "u2i", "mean", "levels", "completeness")
+LOGS = ("movielens1m", "movielens1m_last_click", "amazon_beauty", "smoke")
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return {study: load_named(f"dig.{study}_smoke", Comparison) for study in STUDIES}
+
+
+def test_every_study_has_a_name_on_every_log(smoke):
+    own = {
+        name
+        for name, value in vars(dig).items()
+        if inspect.isfunction(value) and inspect.signature(value).return_annotation == "Comparison"
+    }
+    assert own == {f"{study}_{log}" for study in STUDIES for log in LOGS}
+    assert {study: one.name for study, one in smoke.items()} == {
+        study: f"dig.{study}_smoke" for study in STUDIES
+    }
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_rows_of_a_study_are_different_experiments_and_whole_dig_is_one(log):
+    whole = load_named(f"dig.{log}", Experiment).fingerprint
+    for study in STUDIES:
+        comparison = load_named(f"dig.{study}_{log}", Comparison)
+        found = {row.title: row.experiment.fingerprint for row in comparison.rows}
+        assert len(set(found.values())) == len(found), comparison.name
+        assert found["DIG"] == whole
+
+
+def test_rows_without_a_retrieval_path_only_rank(smoke):
+    rows = {row.title: row.experiment for row in smoke["completeness"].rows}
+    assert [title for title, one in rows.items() if not has_retrieval_path(one)] == [
+        title for title in rows if title.startswith("rank only")
+    ]
+    assert smoke["ranking"].retrieval is None
+
+
+def test_retrievers_have_tokens_of_digs_shape():
+    main = dig.main_movielens1m()
+    titles = [one.title for one in main.retrieval.retrievers]
+    assert titles[-5:] == ["TIGER", "LETTER", "DAS", "DOS", "ETEGRec"]
+    assert titles[0] == "popularity"
+    shapes = {
+        (one.tokenizer.num_levels, one.tokenizer.num_codes)
+        for one in main.retrieval.retrievers
+        if hasattr(one, "tokenizer")
+    }
+    assert shapes == {(4, 256)}
+
+
+def test_sweep_names_each_share_in_both_series(smoke):
+    points = smoke["completeness"].study.sweep.points
+    assert sorted(points.values()) == sorted(
+        (title, 100 * share) for title in ("DIG", "rank only") for share in (0, 0.25, 0.5, 1)
+    )

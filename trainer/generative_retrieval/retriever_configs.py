@@ -1,0 +1,68 @@
+"""Generative retrievers as values; see `trainer.retrieval_study.RetrieverConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenization.collisions import Collisions
+from tokenization.sasrec import SASRec
+from tokenization.tokenizers import AnyTokenizer
+from trainer.baselines.retriever import Retriever
+from trainer.data.dataset import Dataset
+from trainer.data.static_features import read_static_features
+from trainer.generative_retrieval.etegrec import ETEGRec, ETEGRecConfig
+from trainer.generative_retrieval.generative_retriever import GenerativeRetriever
+from trainer.generative_retrieval.generator import GeneratorConfig
+from trainer.generative_retrieval.item_tokens import FittedTokens
+from trainer.generative_retrieval.training import GeneratorTraining
+from trainer.modules.learned_tokens import LearnedTokensConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeConfig:
+    """A generator on tokens that are fitted first; see `GenerativeRetriever`.
+
+    Args:
+        title: of the row.
+        tokenizer: of the tokens.
+        content: items whose text embeddings are quantized, as a DIG model has them.
+        collisions: what becomes of items with equal codes.
+        sasrec: collaborative embeddings, where the tokenizer wants some.
+        generator: sizes.
+        training: of the generator.
+    """
+
+    title: str
+    tokenizer: AnyTokenizer
+    content: LearnedTokensConfig
+    collisions: Collisions = "keep"
+    sasrec: SASRec = field(default_factory=SASRec)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    training: GeneratorTraining = field(default_factory=GeneratorTraining)
+
+    def build(self, dataset: Dataset) -> Retriever:
+        """See `RetrieverConfig.build`."""
+        content_NE = read_static_features(dataset, self.content).text_NE.numpy()
+        source = FittedTokens(
+            tokenizer=self.tokenizer,
+            content=content_NE,
+            collisions=self.collisions,
+            sasrec=self.sasrec,
+        )
+        return GenerativeRetriever(self.title, source, self.generator, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointGenerativeConfig:
+    """Tokens and generator trained in turns; see `ETEGRec`."""
+
+    title: str = "ETEGRec"
+    joint: ETEGRecConfig = field(default_factory=ETEGRecConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    training: GeneratorTraining = field(default_factory=GeneratorTraining)
+
+    def build(self, dataset: Dataset) -> Retriever:
+        """See `RetrieverConfig.build`."""
+        return ETEGRec(
+            self.joint, generator=self.generator, training=self.training, title=self.title
+        )

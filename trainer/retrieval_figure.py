@@ -1,0 +1,62 @@
+"""The figure of retrieval: every row's metric, and by how much the log knows of the user."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from trainer.figure_style import GREYS, PALETTE, Report, Styles, legend_below
+from trainer.report_tables import format_count
+from trainer.retrieval_verdict import MIN_CASES
+
+
+def retrieval(report: Report, styles: Styles) -> Figure | None:
+    """The study's metric with 95 % intervals: of all cases, and by the user's impressions."""
+    found = report.get("retrieval")
+    if not found:
+        return None
+    metric = found["metric"]
+    of_parts = metric if metric in found["rows"][0]["buckets"][0]["metrics"] else "recall@10"
+    rows = [row for row in found["rows"] if metric in row["metrics"]]
+    color_of = {
+        row["name"]: styles[row["name"]][0]
+        if row["name"] in styles
+        else GREYS[number % len(GREYS)]
+        if row["kind"] == "retriever"
+        else PALETTE[number % len(PALETTE)]
+        for number, row in enumerate(rows)
+    }
+    figure = Figure(figsize=(12, 2.2 + 0.36 * len(rows)), layout="constrained")
+    whole, parts = figure.subplots(1, 2)
+    for place, row in enumerate(reversed(rows)):
+        one = row["metrics"][metric]
+        color = color_of[row["name"]]
+        whole.plot([one["value"]], [place], color=color, marker="o", linestyle="none")
+        if None not in one["ci"]:
+            whole.hlines(place, *one["ci"], color=color, linewidth=2)
+        paper = row["published"].get(metric)
+        if paper is not None:
+            whole.plot([paper], [place], color="#9CA3AF", marker="|", markersize=12)
+    whole.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+    if metric != "gap":
+        whole.set_xlim(left=0)
+    whole.set_title(metric)
+    cases = {one["bucket"]: one["cases"] for one in rows[0]["buckets"] if one["cases"] >= MIN_CASES}
+    for row in rows:
+        values = {one["bucket"]: one["metrics"][of_parts]["value"] for one in row["buckets"]}
+        parts.plot(
+            range(len(cases)),
+            [values[bucket] for bucket in cases],
+            color=color_of[row["name"]],
+            marker="o",
+            markersize=4,
+            linewidth=1.4,
+            label=row["name"],
+        )
+    parts.set_xticks(
+        range(len(cases)),
+        [f"{bucket}\n{format_count(number)}" for bucket, number in cases.items()],
+    )
+    parts.set_ylim(bottom=0)
+    parts.set_title(f"{of_parts} by {found['bucketing']}")
+    legend_below(figure, parts, len(rows))
+    return figure
