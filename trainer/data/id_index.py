@@ -47,3 +47,18 @@ class IdIndex:
         at = np.searchsorted(self._sorted_ids, ids)
         at[at == len(self._sorted_ids)] = 0
         return np.where(self._sorted_ids[at] == ids, self._sorted_rows[at], np.int32(-1))
+
+
+def refuse_repeated(ids: NDArray[np.integer], place: str) -> None:
+    """Check that no id stands twice.
+
+    Args:
+        ids: of any order.
+        place: of the column, for the message.
+
+    Raises:
+        ValueError: naming place and the first id that does.
+    """
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise ValueError(f"{place}: expected each id once, found {values[counts > 1][0]} twice")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.data.clock import BEIJING, DAY
 from trainer.data.csv_chunks import CsvFile
-from trainer.data.id_index import IdIndex
+from trainer.data.id_index import IdIndex, refuse_repeated
 from trainer.data.kuairec_captions import CAPTION_FILE, CATEGORY_IDS, read_captions
 from trainer.data.log_levels import log_levels
 from trainer.data.ragged import Ragged
@@ -156,7 +156,8 @@ def read_users(folder: Path) -> pa.Table:
     file = _file(folder, "user_features.csv", ("user_id", *USER_IDS, *USER_NUMBERS))
     text = pa.concat_tables(list(file.chunks()))
     place = file.place("user_id")
-    ids = _distinct(whole_numbers(text["user_id"], place=place), place)
+    ids = whole_numbers(text["user_id"], place=place)
+    refuse_repeated(ids, place)
     columns: dict[str, Any] = {
         "user_id": ids,
         **{name: TextIds(size).count_and_encode(text[name]) for name, size in USER_IDS.items()},
@@ -179,18 +180,12 @@ def _file(folder: Path, name: str, columns: tuple[str, ...]) -> CsvFile:
     )
 
 
-def _distinct(ids: NDArray[np.int64], place: str) -> NDArray[np.int64]:
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        raise ValueError(f"{place}: expected each id once, found {values[counts > 1][0]} twice")
-    return ids
-
-
 def _categories(file: CsvFile) -> tuple[NDArray[np.int64], Ragged]:
     """Ids of the videos, ascending, and the tags of each, from texts like `[27, 9]`."""
     text = pa.concat_tables(list(file.chunks()))
     place = file.place("video_id")
-    ids = _distinct(whole_numbers(text["video_id"], place=place), place)
+    ids = whole_numbers(text["video_id"], place=place)
+    refuse_repeated(ids, place)
     feat: Any = text["feat"].combine_chunks()
     listed: Any = pc.match_substring_regex(feat, pattern=r"^\[[^\[\]]*\]$")
     if not pc.all(listed).as_py():

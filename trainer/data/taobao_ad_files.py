@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.csv_chunks import CsvFile
-from trainer.data.id_index import IdIndex
+from trainer.data.id_index import IdIndex, refuse_repeated
 from trainer.data.log_levels import log_levels
 from trainer.data.text_numbers import real_numbers, whole_numbers
 
@@ -78,7 +78,7 @@ class Ads:
             )
             for name in _AD_COLUMNS[:-1]
         }
-        _refuse_twice(fields["adgroup_id"], file.place("adgroup_id"))
+        refuse_repeated(fields["adgroup_id"], file.place("adgroup_id"))
         return cls(
             fields=fields,
             price=real_numbers(text["price"], place=file.place("price")),
@@ -116,7 +116,7 @@ def read_profiles(folder: Path, users: NDArray[np.int64]) -> pa.Table:
     file = taobao_file(folder, "user_profile.csv", ("userid", *PROFILE_IDS))
     text = pa.concat_tables(list(file.chunks()))
     ids = whole_numbers(text["userid"], place=file.place("userid"))
-    _refuse_twice(ids, file.place("userid"))
+    refuse_repeated(ids, file.place("userid"))
     row = IdIndex(ids).rows(users)
     columns: dict[str, Any] = {"user_id": users, "has_profile": (row >= 0).astype(np.int8)}
     for name, size in PROFILE_IDS.items():
@@ -128,9 +128,3 @@ def read_profiles(folder: Path, users: NDArray[np.int64]) -> pa.Table:
             )
         columns[name] = np.append(values, 0)[row].astype(np.int32)
     return pa.table(columns)
-
-
-def _refuse_twice(ids: NDArray[np.int64], place: str) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        raise ValueError(f"{place}: expected each id once, found {values[counts > 1][0]} twice")
