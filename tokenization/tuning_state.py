@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from tokenization.catalogue import Content
@@ -42,15 +44,27 @@ class TuningState:
         losses: Sequence[float],
     ) -> None:
         """Replace the file by the state after `len(losses)` steps."""
+        moments = optimizer.state_dict()
+        tensors = {
+            **{f"trained/{n}": p for n, p in model.named_parameters() if p.requires_grad},
+            **{
+                f"moments/{number}/{name}": value
+                for number, values in moments["state"].items()
+                for name, value in values.items()
+            },
+        }
         state = {
             "fingerprint": self.fingerprint,
             "losses": list(losses),
-            "trained": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
-            "optimizer": optimizer.state_dict(),
+            "groups": moments["param_groups"],
             "schedule": schedule.state_dict(),
         }
         unfinished = self.path.with_name(self.path.name + ".partial")
-        torch.save(state, unfinished)
+        save_file(
+            {name: value.detach().cpu().clone() for name, value in tensors.items()},
+            unfinished,
+            metadata={"state": json.dumps(state)},
+        )
         os.replace(unfinished, self.path)
 
     def load(
@@ -67,20 +81,28 @@ class TuningState:
         if not self.path.exists():
             return []
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with safe_open(self.path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = state["fingerprint"]
-        except Exception as error:
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{self.path}: damaged ({error}); delete it to start anew") from error
         if found != self.fingerprint:
             raise ValueError(
                 f"{self.path}: is of a training with other settings, texts or pairs; repeat the "
                 "command that began it, or delete the file to start anew"
             )
+        parameters = dict(model.named_parameters())
+        moments: dict[int, dict[str, torch.Tensor]] = {}
         with torch.no_grad():
-            parameters = dict(model.named_parameters())
-            for name, values in state["trained"].items():
-                parameters[name].copy_(values)
-        optimizer.load_state_dict(state["optimizer"])
+            for path, values in tensors.items():
+                kind, _, name = path.partition("/")
+                if kind == "trained":
+                    parameters[name].copy_(values)
+                else:
+                    number, _, moment = name.partition("/")
+                    moments.setdefault(int(number), {})[moment] = values
+        optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
         schedule.load_state_dict(state["schedule"])
         losses: list[float] = state["losses"]
         return losses

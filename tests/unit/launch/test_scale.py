@@ -78,9 +78,10 @@ def test_cells_become_a_report(study, trained, tmp_path, capsys):
         cells=tmp_path / "cells",
         json=tmp_path / "copy.json",
     )
-    scale(study, options)
+    scale("toy.study", study, options)
     report = json.loads((tmp_path / "report" / "scaling.json").read_text())
     assert report == json.loads((tmp_path / "copy.json").read_text())
+    assert report["command"].startswith("farewell scale toy.study --seeds ")
     assert [point["dense_params"] for point in report["sides"][0]["points"]] == [*SIZES]
     losses = [point["logloss"] for point in report["sides"][0]["points"]]
     assert losses == sorted(losses, reverse=True)
@@ -93,4 +94,4 @@ def test_cells_become_a_report(study, trained, tmp_path, capsys):
 
 def test_ranks_that_cannot_share_a_batch_are_refused(study, trained, tmp_path):
     with pytest.raises(ValueError, match=r"train\.batch_size is 256, which 3 ranks"):
-        scale(study, ScaleOptions(ranks=3, folder=tmp_path, cells=tmp_path / "cells"))
+        scale("toy.study", study, ScaleOptions(ranks=3, folder=tmp_path, cells=tmp_path / "cells"))
