@@ -65,6 +65,13 @@ def ranking_experiment(
     )
 
 
+def with_all_checkpoints(experiment: Experiment, source: Source) -> Experiment:
+    """The same training, with all its checkpoints kept: two of the warm-up, and as often after."""
+    every = max(1, source.warmup_steps // 2)
+    train = replace(experiment.train, checkpoint_every=every, keep_checkpoints=1_000)
+    return replace(experiment, train=train)
+
+
 def id_encoder() -> ItemIdConfig:
     """An item is its ID."""
     return ItemIdConfig(table_dim=ID_DIM, item_dim=ITEM_DIM, hidden_dims=(192,))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from configs import datasets
 from configs.datasets import Source
 from configs.sizes import DHEN, DLRM_MLP, RANKMIXER, WUKONG
-from configs.trm_studies import TokenRow, aligned, id_model, semid
+from configs.trm_rows import TokenRow, aligned, id_model, semid
 from trainer.experiment import Experiment
 from trainer.modules.next_token import NextTokenConfig
 from trainer.scaling_study import ScalingSide, ScalingStudy

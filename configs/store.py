@@ -11,14 +11,14 @@ from __future__ import annotations
 from configs import datasets, store_studies
 from configs.datasets import Source
 from configs.id_vs_tokens import SYNTHETIC_ORACLE
-from configs.store_studies import StoreRow
+from configs.store_rows import StoreRow, opmq
 from trainer.comparison import Comparison
 from trainer.experiment import Experiment
 
 
 def experiment(source: Source) -> Experiment:
     """STORE on OPMQ's codes, as in its studies."""
-    return StoreRow(source=store_studies.opmq(source)).sized()
+    return StoreRow(source=opmq(source)).sized()
 
 
 def movielens1m() -> Experiment:

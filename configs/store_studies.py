@@ -1,55 +1,39 @@
 """The studies of the STORE paper (section 3) as comparisons, on any log.
 
-Rows of all studies are built here once, so that equal rows are equal experiments: `farewell
-compare` trains each of them once. `configs.store` names the studies on the logs that this package
-knows.
+Rows come from `configs.store_rows` and `configs.store_baselines`; `configs.store` names the studies
+on the logs that this package knows.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from configs.datasets import Source, with_tokens
-from configs.recipe import ID_DIM, id_encoder, ranking_experiment
-from configs.sizes import DLRM_MLP, NUM_TOKENS, RANKMIXER, Family, sized
-from tokenization.mem_tokens import MemTokens
-from tokenization.opmq import OPMQ
+from configs.datasets import Source
+from configs.recipe import with_all_checkpoints
+from configs.store_baselines import id_row, id_towers
+from configs.store_rows import (
+    DENSE,
+    STORE,
+    StoreRow,
+    attention_note,
+    half,
+    of_behaviour,
+    opmq,
+    store_tower,
+    tokenized,
+)
 from tokenization.opq import OPQ
 from tokenization.rq_vae import RQVAE
-from tokenization.tokenizers import AnyTokenizer
 from trainer.baselines.bias import BiasBaseline
 from trainer.baselines.boosted_trees import BoostedTreesBaseline
 from trainer.comparison import ComparedRow, Comparison, PaperGain, Study, Sweep
 from trainer.experiment import Experiment
-from trainer.models.autoint import AutoIntConfig
-from trainer.models.dcn import DCNConfig
-from trainer.models.deepfm import DeepFMConfig
-from trainer.models.fm import FMConfig
-from trainer.models.gdcn import GDCNConfig
-from trainer.models.masknet import MaskNetConfig
-from trainer.models.onetrans import OneTransConfig
-from trainer.models.pepnet import PEPNetConfig
-from trainer.models.store import StoreConfig
-from trainer.models.tower import TowerConfig
-from trainer.models.wide_deep import WideDeepConfig
-from trainer.modules.hybrid_tokens import ItemIdConfig
-from trainer.modules.moba import attention_flops
-from trainer.modules.parallel_tokens import ParallelTokensConfig
-from trainer.sasrec_tokens import SASRecTokensConfig
 
-DENSE = 600_000
-"""Dense parameters of every row of the main table but FM, whose size is that of its features."""
-NUM_SIDS = 4
 SWEEP_SIDS = 8
 """Tokens of the sweep over sparsity, so that there is something to leave out."""
-FIELD_DIM = 16
-STORE = "STORE"
 STORE_4_EPOCHS = "STORE, 4 epochs"
 RAW_IDS = "raw item IDs"
-BATCH = 1024
-"""Impressions of a batch for which the paper counts FLOPs."""
 
 OTHER_REFERENCE = (
     "The paper's gains are those of its public log (Avazu) over its best baseline there (OneTrans, "
@@ -64,183 +48,6 @@ THROUGHPUT_NOTE = (
     "With as few tokens as here, attention is a small part of the network, so sparsity saves "
     "little of the whole; `benchmarks/moba.py` measures attention itself."
 )
-
-
-def tokenized(source: Source, tokenizer: AnyTokenizer) -> Source:
-    """The log with parallel or residual codes of a tokenizer, each in a folder of its own."""
-    name = f"tokens_{tokenizer.kind}_{tokenizer.num_levels}x{tokenizer.num_codes}"
-    return with_tokens(source, name, tokenizer=tokenizer, mem=MemTokens(num_merges=0))
-
-
-def opmq(source: Source, num_sids: int | None = None) -> Source:
-    """OPMQ's codes (section 2.1): as many as asked for, or as the source's own OPMQ has."""
-    shape = source.tokens.tokenizer
-    if num_sids is None:
-        num_sids = shape.num_levels if isinstance(shape, OPMQ) else NUM_SIDS
-    return tokenized(source, OPMQ(num_levels=num_sids, num_codes=shape.num_codes))
-
-
-def of_behaviour(source: Source) -> Source:
-    """OPMQ's codes of what SASRec learns from clicks, in the place of what items say."""
-    tokens = opmq(source).tokens
-    own = SASRecTokensConfig(
-        folder=tokens.folder.with_name(f"{tokens.folder.name}_sasrec"),
-        embeddings=tokens.embeddings.with_name("item_embeddings_sasrec.parquet"),
-        tokenizer=tokens.tokenizer,
-        mem=tokens.mem,
-    )
-    return replace(source, tokens=own)
-
-
-def groups(source: Source) -> tuple[tuple[str, ...], ...]:
-    """Semantic groups of static features: user, item, request and statistics, history.
-
-    IDs that stay in every model (`Source.residual_ids`) are in the group of whom they describe.
-    """
-    of_entity: dict[str, list[str]] = {"user": [], "item": [], "request": []}
-    for feature in source.data.schema.pooled_features:
-        of_entity["request" if feature.entity == "cross" else feature.entity].append(feature.name)
-    of_entity["request"].append("dense")
-    history = ("history", "candidate_x_history", "feedback_sum")
-    return (*(tuple(names) for names in of_entity.values() if names), history)
-
-
-def half(num_tokens: int) -> float:
-    """Sparsity 1/2, as deployed (section 4); of an odd number of tokens, the smaller half."""
-    return (num_tokens // 2) / num_tokens
-
-
-def tower(source: Source, num_tokens: int, *, group_dim: int, ffn_dim: int) -> StoreConfig:
-    """STORE over the features of a log."""
-    sparsity = half(num_tokens)
-    return StoreConfig(
-        num_tokens=num_tokens,
-        groups=groups(source),
-        group_dim=group_dim,
-        ffn_dim=ffn_dim,
-        sparsity=sparsity,
-        block_size=1 if sparsity else None,
-    )
-
-
-def family(source: Source, num_tokens: int) -> Family:
-    """STORE towers of a log, by width of a group and hidden width."""
-    return Family(
-        title=STORE,
-        build=lambda width, hidden: tower(source, num_tokens, group_dim=width, ffn_dim=hidden),
-        unit=4,
-        ratio=8.0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreRow:
-    """What a row of STORE is made of.
-
-    Args:
-        source: log and tokens.
-        raw_ids: an item is its ID, as wide as all codes, cut into as many tokens.
-        num_epochs: passes over the training rows.
-    """
-
-    source: Source
-    raw_ids: bool = False
-    num_epochs: int = 1
-
-    def experiment(self, tower: TowerConfig) -> Experiment:
-        """With a given tower."""
-        num_sids = self.source.tokens.num_levels
-        item: ItemIdConfig | ParallelTokensConfig
-        if self.raw_ids:
-            item = ItemIdConfig(table_dim=num_sids * ID_DIM, item_dim=num_sids * ID_DIM)
-        else:
-            item = ParallelTokensConfig(num_levels=num_sids, table_dim=ID_DIM)
-        train = replace(self.source.train, num_epochs=self.num_epochs)
-        name = "store_id" if self.raw_ids else "store"
-        return ranking_experiment(name, replace(self.source, train=train), item=item, tower=tower)
-
-    def sized(self, dense: int = DENSE) -> Experiment:
-        """With a tower that brings the whole network to `dense` parameters."""
-        return sized(self.experiment, family(self.source, self.source.tokens.num_levels), dense)
-
-
-@functools.cache
-def store_tower(source: Source) -> StoreConfig:
-    """The tower of STORE's row, which its ablations keep."""
-    found = StoreRow(source=opmq(source)).sized().model.tower
-    assert isinstance(found, StoreConfig)
-    return found
-
-
-def id_towers(source: Source) -> dict[str, Family | TowerConfig]:
-    """The baselines of the paper's Table 1; all but FM can be given a size."""
-    prior = (*source.residual_ids[:1], "candidate")
-    families = (
-        Family(title="DNN", build=DLRM_MLP.build, unit=8),
-        Family(
-            title="Wide&Deep",
-            build=lambda width, hidden: WideDeepConfig(hidden_dims=(hidden, width)),
-            unit=8,
-        ),
-        Family(
-            title="DeepFM",
-            build=lambda width, hidden: DeepFMConfig(
-                hidden_dims=(hidden, width), field_dim=FIELD_DIM
-            ),
-            unit=8,
-        ),
-        Family(
-            title="DCN",
-            build=lambda width, hidden: DCNConfig(num_layers=3, hidden_dims=(hidden, width)),
-            unit=8,
-        ),
-        Family(
-            title="AutoInt",
-            build=lambda width, hidden: AutoIntConfig(
-                hidden_dims=(hidden, width), field_dim=FIELD_DIM
-            ),
-            unit=8,
-        ),
-        Family(
-            title="GDCN",
-            build=lambda width, hidden: GDCNConfig(num_layers=1, hidden_dims=(hidden, width)),
-            unit=4,
-        ),
-        Family(
-            title="MaskNet",
-            build=lambda width, hidden: MaskNetConfig(
-                num_blocks=2, block_dim=width, reduction=0.125, hidden_dims=(hidden,)
-            ),
-            unit=8,
-        ),
-        Family(
-            title="PEPNet",
-            build=lambda width, hidden: PEPNetConfig(
-                hidden_dims=(hidden, width), gate_dim=32, prior_features=prior
-            ),
-            unit=8,
-        ),
-        RANKMIXER,
-        Family(
-            title="OneTrans",
-            build=lambda width, hidden: OneTransConfig(
-                num_tokens=NUM_TOKENS, dim=width, expansion=hidden / width
-            ),
-            unit=8,
-        ),
-    )
-    return {"FM": FMConfig(field_dim=FIELD_DIM), **{one.title: one for one in families}}
-
-
-def id_row(source: Source, title: str, tower: Family | TowerConfig) -> Experiment:
-    """A baseline: an item is its ID."""
-    name = f"{title.lower().replace('&', '_').replace('-', '_')}_id"
-
-    def make(config: TowerConfig) -> Experiment:
-        return ranking_experiment(name, source, item=id_encoder(), tower=config)
-
-    return sized(make, tower, DENSE) if isinstance(tower, Family) else make(tower)
-
 
 AVAZU_AUC = {
     "FM": 0.7291,
@@ -340,7 +147,7 @@ def components(name: str, source: Source) -> Comparison:
             question="What does each part of STORE give?",
             source="STORE Table 2",
             reference=STORE,
-            notes=(FLOPS_NOTE, f"{STORE}: {_attention_note(own)}", THROUGHPUT_NOTE),
+            notes=(FLOPS_NOTE, f"{STORE}: {attention_note(own)}", THROUGHPUT_NOTE),
         ),
         ABLATION_AUC,
     )
@@ -431,7 +238,7 @@ def sparsity(name: str, source: Source, count: int = SWEEP_SIDS) -> Comparison:
             sweep=_sweep("share of tokens not attended to", towers, tuple(shares.values())),
             notes=(
                 FLOPS_NOTE,
-                *(f"{title}: {_attention_note(tower)}" for title, tower in towers.items()),
+                *(f"{title}: {attention_note(tower)}" for title, tower in towers.items()),
                 THROUGHPUT_NOTE,
             ),
         ),
@@ -463,12 +270,10 @@ def sources(name: str, source: Source) -> Comparison:
 def ranks(name: str, source: Source) -> Comparison:
     """Section 1's claim that item IDs give embeddings of low rank: spectra of both."""
     own, row = store_tower(source), StoreRow(source=opmq(source))
-    every = max(1, source.warmup_steps // 2)
-    rows = {}
-    for title, raw_ids in ((RAW_IDS, True), ("semantic IDs", False)):
-        experiment = replace(row, raw_ids=raw_ids).experiment(own)
-        train = replace(experiment.train, checkpoint_every=every, keep_checkpoints=1_000)
-        rows[title] = replace(experiment, train=train)
+    rows = {
+        title: with_all_checkpoints(replace(row, raw_ids=raw_ids).experiment(own), source)
+        for title, raw_ids in ((RAW_IDS, True), ("semantic IDs", False))
+    }
     return _study(
         name,
         rows,
@@ -507,19 +312,3 @@ def _sweep(axis: str, titles: Iterable[str], values: tuple[float, ...]) -> Sweep
     """One series: each title's size."""
     points = {title: (STORE, value) for title, value in zip(titles, values, strict=True)}
     return Sweep(axis=axis, points=points)
-
-
-def _attention_note(tower: StoreConfig) -> str:
-    """FLOPs of scores and weighted sums, which alone sparsity changes, for the paper's batch."""
-    head_dim = (ID_DIM + tower.block_dim) // tower.num_heads
-    block_size, tokens = tower.block_size, tower.num_tokens
-    vanilla = 12 * tokens * tokens * head_dim
-    own = vanilla
-    if block_size is not None:
-        selected = round((1 - tower.sparsity) * tokens / block_size)
-        own = attention_flops(tokens, head_dim, block_size=block_size, num_selected=selected)
-    per_batch = BATCH * tower.num_layers * tower.num_heads / 1e12
-    return (
-        f"scores and weighted sums of attention take {own * per_batch:.3g} TFLOPs a batch of "
-        f"{BATCH:,}, {vanilla * per_batch:.3g} of vanilla attention by the same products."
-    )

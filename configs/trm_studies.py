@@ -1,34 +1,37 @@
 """The studies of the TRM paper (section 4) as comparisons, on any log.
 
-Rows of all studies are built here once, so that equal rows are equal experiments: `farewell
-compare` trains each of them once, whatever number of studies it stands in. `configs.trm` names the
-studies on the logs that this package knows.
+Rows come from `configs.trm_rows`; `configs.trm` names the studies on the logs that this package
+knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from configs.datasets import Source, with_tokens
-from configs.recipe import id_encoder, ranking_experiment, token_encoder
-from configs.sizes import DCN_V2, DHEN, DLRM_MLP, RANKMIXER, TRANSFORMER, WUKONG, Family, sized
-from tokenization.alignment import Alignment
-from tokenization.balanced_kmeans import BalancedRQKMeans
-from tokenization.combinations import AnyMem
+from configs.datasets import Source
+from configs.recipe import with_all_checkpoints
+from configs.sizes import DCN_V2, DHEN, DLRM_MLP, RANKMIXER, TRANSFORMER, WUKONG
+from configs.trm_rows import (
+    DENSE,
+    NEXT_TOKEN,
+    TokenRow,
+    id_model,
+    num_mem,
+    onerec,
+    other_mem,
+    semid,
+    tiger,
+    trm,
+    trm_tower,
+)
 from tokenization.mem_tokens import MemTokens
 from tokenization.ngrams import KGrams, PrefixNGrams
-from tokenization.rq_vae import RQVAE
 from trainer.baselines.bias import BiasBaseline
 from trainer.baselines.boosted_trees import BoostedTreesBaseline
 from trainer.comparison import ComparedRow, Comparison, PaperGain, Study
-from trainer.experiment import Experiment
 from trainer.models.tower import TowerConfig
-from trainer.modules.next_token import NextTokenConfig
 
-DENSE = 340_000
-"""Dense parameters of every row of the main table, the auxiliary transformer included."""
-NEXT_TOKEN = NextTokenConfig(dim=32, num_layers=4)
 TRM = "TRM (RankMixer)"
 GEN_ONLY = "gen-tokens alone"
 NO_NEXT_TOKEN = "without next-token loss"
@@ -48,106 +51,6 @@ NOT_REPEATED = (
     "can't be repeated from a log. Gains by user activity on held-out impressions stand here "
     "instead; they say nothing of search days, changed queries, likes or comments."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenRow:
-    """What a token row is made of.
-
-    Args:
-        source: log and tokens.
-        gen_tokens, mem_tokens, positions: see `HybridTokensConfig`.
-        next_token: the generative objective.
-    """
-
-    source: Source
-    gen_tokens: bool = True
-    mem_tokens: bool = True
-    positions: bool = False
-    next_token: NextTokenConfig | None = None
-
-    def experiment(self, name: str, tower: TowerConfig) -> Experiment:
-        """With a given tower."""
-        item = token_encoder(
-            self.source,
-            gen_tokens=self.gen_tokens,
-            mem_tokens=self.mem_tokens,
-            positions=self.positions,
-        )
-        return ranking_experiment(
-            name, self.source, item=item, tower=tower, next_token=self.next_token
-        )
-
-    def sized(self, name: str, family: Family = RANKMIXER, dense: int = DENSE) -> Experiment:
-        """With a tower that brings the whole network to `dense` parameters."""
-        return sized(lambda tower: self.experiment(name, tower), family, dense)
-
-
-def id_model(source: Source, family: Family, dense: int = DENSE) -> Experiment:
-    """An item is its ID; any tower."""
-    name = f"{family.title.lower().replace('-', '_')}_id"
-    return sized(
-        lambda tower: ranking_experiment(name, source, item=id_encoder(), tower=tower),
-        family,
-        dense,
-    )
-
-
-def aligned(source: Source) -> Source:
-    """Tokens of TRM: fitted on embeddings aligned with co-clicks (section 3.1)."""
-    return with_tokens(source, "tokens_aligned", alignment=Alignment())
-
-
-def trm(source: Source) -> TokenRow:
-    """Everything that TRM is: alignment, hybrid tokens, the generative objective."""
-    return TokenRow(source=aligned(source), next_token=NEXT_TOKEN)
-
-
-def tiger(source: Source) -> TokenRow:
-    """Gen-tokens of an RQ-VAE, of as many levels and codes as TRM's."""
-    shape = source.tokens.tokenizer
-    tokenizer = RQVAE(num_levels=shape.num_levels, num_codes=shape.num_codes)
-    return TokenRow(
-        source=with_tokens(source, "tokens_tiger", tokenizer=tokenizer), mem_tokens=False
-    )
-
-
-def onerec(source: Source) -> TokenRow:
-    """Gen-tokens of balanced RQ-KMeans: fewer levels of more codes, as OneRec has them."""
-    tokenizer = BalancedRQKMeans(num_levels=3, num_codes=2 * source.tokens.tokenizer.num_codes)
-    return TokenRow(
-        source=with_tokens(source, "tokens_onerec", tokenizer=tokenizer), mem_tokens=False
-    )
-
-
-def semid(source: Source) -> TokenRow:
-    """SEMID: prefixes of all lengths of RQ-VAE codes, summed, without gen-tokens.
-
-    There may be a token an item, so that short prefixes, which come first, are all there.
-    """
-    shape = source.tokens.tokenizer
-    tokens = with_tokens(
-        source,
-        "tokens_semid",
-        tokenizer=RQVAE(num_levels=shape.num_levels, num_codes=shape.num_codes),
-        mem=PrefixNGrams(min_length=1, num_merges=source.num_items),
-    )
-    return TokenRow(source=tokens, gen_tokens=False)
-
-
-def num_mem(source: Source) -> int:
-    """Mem-tokens of the source, which every other kind of combination gets too."""
-    return source.tokens.mem.num_merges
-
-
-def other_mem(source: Source, name: str, mem: AnyMem) -> Source:
-    """TRM's gen-tokens with other combinations of codes."""
-    return with_tokens(aligned(source), f"tokens_aligned_{name}", mem=mem)
-
-
-def trm_tower(source: Source) -> TowerConfig:
-    """The tower of TRM's row, which its ablations keep."""
-    return trm(source).sized("trm_rankmixer").model.tower
 
 
 def main(name: str, source: Source, oracle: Mapping[str, str] | None = None) -> Comparison:
@@ -386,9 +289,7 @@ def geometry(
                 ComparedRow(
                     title=f"{title}, {dense / 1e6:.2g}M",
                     tower=RANKMIXER.title,
-                    experiment=_with_checkpoints(
-                        experiment, every=max(1, source.warmup_steps // 2)
-                    ),
+                    experiment=with_all_checkpoints(experiment, source),
                 )
             )
     return Comparison(
@@ -401,12 +302,6 @@ def geometry(
             geometry=True,
         ),
     )
-
-
-def _with_checkpoints(experiment: Experiment, *, every: int) -> Experiment:
-    """The same training, with all checkpoints kept."""
-    train = replace(experiment.train, checkpoint_every=every, keep_checkpoints=1_000)
-    return replace(experiment, train=train)
 
 
 def _ablation(

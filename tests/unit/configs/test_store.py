@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from configs import datasets, store, store_studies
+from configs import datasets, store, store_rows
 from configs.sizes import dense_parameters
 from launch.named import load_named
 from trainer.comparison import Comparison
@@ -89,19 +89,19 @@ def test_sweeps_change_one_thing(smoke):
 
 def test_groups_hold_every_feature_of_a_log_once():
     source = datasets.movielens1m()
-    names = [name for group in store_studies.groups(source) for name in group]
+    names = [name for group in store_rows.groups(source) for name in group]
     features = {feature.name for feature in source.data.schema.pooled_features}
     assert features < set(names)
     assert len(names) == len(set(names)) == len(features) + 4
-    assert store_studies.groups(source)[0][0] == "user_id"
+    assert store_rows.groups(source)[0][0] == "user_id"
 
 
 def test_an_odd_number_of_tokens_leaves_out_the_smaller_half():
     source = datasets.smoke()
-    tower = store_studies.tower(source, 3, group_dim=4, ffn_dim=8)
+    tower = store_rows.tower(source, 3, group_dim=4, ffn_dim=8)
     assert isinstance(tower, StoreConfig)
     assert tower.sparsity == pytest.approx(1 / 3)
-    assert store_studies.tower(source, 1, group_dim=4, ffn_dim=8).block_size is None
+    assert store_rows.tower(source, 1, group_dim=4, ffn_dim=8).block_size is None
 
 
 def test_gains_of_the_paper_are_relative(smoke):

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from configs import datasets, scale, trm, trm_studies
+from configs import datasets, scale, trm, trm_rows
 from configs.sizes import dense_parameters
 from launch.named import load_named
 from trainer.comparison import Comparison
@@ -112,7 +112,7 @@ def test_token_systems_are_what_their_papers_say(smoke):
     assert semid.tokenizer.mem.kind == "prefix_ngrams"
     assert whole.model.item.features == ("gen_token", "mem_token")
     assert whole.tokenizer.alignment is not None
-    assert whole.model.next_token == trm_studies.NEXT_TOKEN
+    assert whole.model.next_token == trm_rows.NEXT_TOKEN
     assert not [row for row in (tiger, onerec, semid) if row.model.next_token]
     folders = {row.tokenizer.folder for row in (tiger, onerec, semid, whole)}
     assert len(folders) == 4

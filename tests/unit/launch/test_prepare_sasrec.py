@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from configs import datasets
-from configs.store_studies import StoreRow, of_behaviour, tower
+from configs.store_rows import StoreRow, of_behaviour, tower
 from launch.embed_options import EmbedArgs
 from launch.prepare import prepare
 from tokenization.artifact import TokenArtifact
