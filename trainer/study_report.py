@@ -130,8 +130,8 @@ def study_table(report: Report, task: str) -> ReportTable:
     note = f"Relative gains over {study['reference']}; 95 % intervals from users drawn anew."
     if has_paper:
         note += (
-            f" paper: {study['source']}, on a private log of another size; only the order of rows "
-            "can be expected to carry over."
+            f" paper: {study['source']}, on another log and at another size; only the order of "
+            "rows can be expected to carry over."
         )
     return ReportTable(title=f"Gains: {task}", note=note, columns=tuple(columns), rows=tuple(rows))
 

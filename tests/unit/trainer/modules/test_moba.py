@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.modules import moba
+from trainer.modules import block_rows, moba
 from trainer.modules.moba import (
     EfficientAttention,
     attention_flops,
@@ -65,7 +65,7 @@ def test_chunks_change_nothing(monkeypatch):
     values = inputs(7, 16, 4)
     whole = block_attention(*values, block_size=4, num_selected=2)
     expected = gradients(whole, values)
-    monkeypatch.setattr(moba, "_chunk", lambda x, weight_bytes: 3)
+    monkeypatch.setattr(moba, "_chunk", lambda x, rows, block_size: 3)
     cut = block_attention(*values, block_size=4, num_selected=2)
     torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(gradients(cut, values), expected)
@@ -75,7 +75,7 @@ def test_chunks_change_nothing(monkeypatch):
 def test_a_product_a_block_equals_loops(
     monkeypatch, num, num_tokens, dim, block_size, num_selected
 ):
-    monkeypatch.setattr(moba, "_SEGMENT_FLOPS", 0)
+    monkeypatch.setattr(block_rows, "_SEGMENT_FLOPS", 0)
     test_equals_loops_forward_and_backward(num, num_tokens, dim, block_size, num_selected)
 
 
