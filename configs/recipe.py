@@ -19,7 +19,7 @@ from trainer.modules.hybrid_tokens import (
     HybridTokensConfig,
     ItemIdConfig,
 )
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
 from trainer.optim import OptimConfig
 

@@ -12,7 +12,7 @@ from configs.datasets import Source
 from configs.sizes import DHEN, DLRM_MLP, RANKMIXER, WUKONG
 from configs.trm_rows import TokenRow, aligned, id_model, semid
 from trainer.experiment import Experiment
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 from trainer.scaling_study import ScalingSide, ScalingStudy
 
 SIZES = (110_000, 350_000, 1_100_000, 3_500_000, 11_000_000)

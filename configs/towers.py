@@ -25,7 +25,7 @@ from trainer.modules.hybrid_tokens import (
     HybridTokensConfig,
     ItemIdConfig,
 )
-from trainer.modules.next_token import ContextRoles, NextTokenConfig
+from trainer.modules.next_token_config import ContextRoles, NextTokenConfig
 from trainer.structure import BatchShape, DescribedModel, Published, StructureComparison
 
 ASSUMPTION = """\

@@ -12,7 +12,7 @@ from configs import datasets
 from configs.datasets import Source
 from configs.recipe import RANKMIXER, ranking_experiment, token_encoder
 from trainer.experiment import Experiment
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 
 NEXT_TOKEN = NextTokenConfig(dim=64)
 

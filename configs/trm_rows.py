@@ -18,7 +18,7 @@ from tokenization.ngrams import PrefixNGrams
 from tokenization.rq_vae import RQVAE
 from trainer.experiment import Experiment
 from trainer.models.tower import TowerConfig
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 
 DENSE = 340_000
 """Dense parameters of every row of the main table, the auxiliary transformer included."""

@@ -14,7 +14,7 @@ from sharding.tables import TableSpec
 from trainer.batch import Batch
 from trainer.models.dig import DigNetwork
 from trainer.models.ranking_model import RankingModelConfig
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.request_encoder import Request
 from trainer.modules.target_attention import Past
 

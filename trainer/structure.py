@@ -18,7 +18,7 @@ from trainer.batch import Batch
 from trainer.flops import next_token_flops, training_flops
 from trainer.models.ranking_model import RankingModelConfig, check_item_features
 from trainer.modules.hybrid_tokens import GEN_TOKEN
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.parallel_tokens import TokenItemConfig
 
 Report = dict[str, Any]

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from tests.integration.generation_workers import generate, train_and_generate
 from tests.integration.rank_processes import run_ranks
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 from trainer.parallelize import ShardingConfig
 
 

@@ -25,7 +25,7 @@ from trainer.models.store import StoreConfig
 from trainer.models.transformer import TransformerConfig
 from trainer.models.wide_deep import WideDeepConfig
 from trainer.models.wukong import WuKongConfig
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 from trainer.optim import OptimConfig
 
 ONE_HOST = [

@@ -15,7 +15,7 @@ from trainer.models.dcn_moe import DCNMoEConfig
 from trainer.models.dig_config import DigModelConfig
 from trainer.models.ranking_model import RankingModel
 from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig, StaticField
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.vq_encoder import StaticFeatures
 
 NUM_ITEMS, NUM_USERS, NUM_DENSE, NUM_HISTORIES, SEED = 60, 9, 4, 2, 3

@@ -17,7 +17,7 @@ from trainer.models.ranking_model import RankingModel, RankingModelConfig
 from trainer.models.rankmixer import RankMixerConfig
 from trainer.models.tower import TowerConfig
 from trainer.modules.hybrid_tokens import GEN_TOKEN, MEM_TOKEN, HybridTokensConfig
-from trainer.modules.next_token import ContextRoles, NextTokenConfig
+from trainer.modules.next_token_config import ContextRoles, NextTokenConfig
 from trainer.optim import OptimConfig
 
 NUM_DENSE, NUM_TASKS, NUM_HISTORIES, DIM = 3, 2, 2, 16

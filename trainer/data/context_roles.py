@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.data.schema import DatasetSchema
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 
 
 def context_roles(schema: DatasetSchema) -> ContextRoles:

@@ -20,7 +20,7 @@ from trainer.models.ranking_network import Precision, RankingModelConfig, Rankin
 from trainer.models.sparse_arch import SparseArch
 from trainer.models.tower import RegularizedTower
 from trainer.modules.learned_tokens import LearnedTokensConfig
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 
 __all__ = [
     "JointLoss",

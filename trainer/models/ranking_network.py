@@ -20,7 +20,8 @@ from trainer.models.tower import RegularizedTower, Tower, TowerConfig
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import GEN_TOKEN, HybridTokensConfig, ItemIdConfig
 from trainer.modules.mlp import mlp
-from trainer.modules.next_token import ContextRoles, EncodedContext, NextToken, NextTokenConfig
+from trainer.modules.next_token import EncodedContext, NextToken
+from trainer.modules.next_token_config import ContextRoles, NextTokenConfig
 from trainer.modules.parallel_tokens import ParallelTokensConfig, TokenItemConfig
 from trainer.modules.target_attention import FeedbackSum, TargetAttention
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sharding.tables import TableSpec
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 
 
 @dataclass(frozen=True, kw_only=True)

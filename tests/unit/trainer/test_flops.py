@@ -15,7 +15,7 @@ from tests.integration.tiny_model import (
     batches_of_ranks,
 )
 from trainer.flops import next_token_flops, training_flops
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 
 DENSE_BINS, DENSE_DIM, ITEM_DIM, ITEM_HIDDEN = 4, 8, 8, 12
 

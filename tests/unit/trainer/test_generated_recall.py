@@ -16,7 +16,7 @@ from trainer.generated_recall import (
 )
 from trainer.generation import beam_search
 from trainer.modules.hybrid_tokens import GEN_TOKEN
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 
 NEXT_TOKEN = NextTokenConfig(dim=8, num_layers=2, num_heads=2, expansion=2.0)
 CASE = Case(name="joint", num_steps=1, batch_size=6, next_token=NEXT_TOKEN)

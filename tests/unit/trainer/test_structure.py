@@ -7,7 +7,7 @@ from sharding.tables import TableSpec
 from trainer.models.dlrm import DLRMConfig
 from trainer.models.ranking_model import RankingModelConfig
 from trainer.modules.hybrid_tokens import HybridTokensConfig, ItemIdConfig
-from trainer.modules.next_token import ContextRoles, NextTokenConfig
+from trainer.modules.next_token_config import ContextRoles, NextTokenConfig
 from trainer.structure import (
     BatchShape,
     DescribedModel,

@@ -18,7 +18,7 @@ from trainer.data.context_roles import context_roles
 from trainer.data.schema import Bag, Categorical, DatasetSchema, Dense
 from trainer.models.ranking_model import RankingModel
 from trainer.modules.hybrid_tokens import GEN_TOKEN, ItemIdConfig
-from trainer.modules.next_token import NextTokenConfig
+from trainer.modules.next_token_config import NextTokenConfig
 
 NEXT_TOKEN = NextTokenConfig(dim=8, num_layers=2, num_heads=2, expansion=2.0, weight=0.3)
 CASE = Case(name="joint", num_steps=1, batch_size=16, next_token=NEXT_TOKEN)
