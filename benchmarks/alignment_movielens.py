@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from record import compare_in_turn, records_table, results_file, write_results
+from record import compare_in_turn, records_table, write_results
 
 from tokenization.alignment import Alignment
 from tokenization.base import Embeddings
@@ -155,16 +155,14 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, values)
     if settings.write_note:
-        path = results_file("alignment_movielens")
         write_results(
-            path,
+            "alignment_movielens",
             title="Alignment on MovieLens-1M: co-click neighbours of held-out items",
             command="python benchmarks/alignment_movielens.py --write-note",
             notes=__doc__.split("\n\n")[-1].replace("`", "").strip()
             + f" Settings of the head: {settings.alignment}.",
             body=records_table(values),
         )
-        print(path)
 
 
 if __name__ == "__main__":

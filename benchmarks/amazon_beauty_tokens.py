@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from numpy.typing import NDArray
-from record import results_file, write_results
+from record import write_results
 
 from launch.embed import embed
 from launch.embed_options import EmbedArgs
@@ -163,11 +163,10 @@ def main(settings: Settings) -> None:
         if settings.json is not None:
             write_json(settings.json, record_of(results))
     if settings.write_note:
-        path = results_file("amazon_beauty_tokens")
         names = " ".join(f'"{name}"' for name in settings.only)
         every = set(settings.only) == set(TOKENIZERS)
         write_results(
-            path,
+            "amazon_beauty_tokens",
             title="Tokenizers on Amazon Beauty",
             command="python benchmarks/amazon_beauty_tokens.py --data FOLDER "
             + ("" if every else f"--only {names} ")
@@ -182,7 +181,6 @@ def main(settings: Settings) -> None:
             ),
             body=table_of(results),
         )
-        print(path)
 
 
 def record_of(results: list[dict[str, Any]]) -> dict[str, Any]:

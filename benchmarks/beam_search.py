@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 from torch import Tensor
 
 from sharding.tables import TableSpec
@@ -32,7 +32,7 @@ from trainer.models.dcn_moe import DCNMoEConfig
 from trainer.models.dig import DigNetwork
 from trainer.models.dig_config import DigModelConfig
 from trainer.modules.learned_tokens import LearnedTokensConfig, StaticField
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.request_encoder import Request
 from trainer.modules.target_attention import Past
 from trainer.prefix_search import prefix_search
@@ -274,7 +274,7 @@ def main(settings: Settings) -> None:
         write_json(settings.json, values)
     if settings.write_note:
         write_results(
-            results_file("beam_search"),
+            "beam_search",
             title="Beam search with a ranker",
             command="OMP_NUM_THREADS=1 python benchmarks/beam_search.py --write-note",
             notes=notes(settings, tuples),

@@ -25,7 +25,7 @@ import numpy as np
 import tokenizers
 import tyro
 from numpy.typing import NDArray
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from launch.token_tables import row_collisions
@@ -204,9 +204,8 @@ def main(settings: Settings) -> None:
         write_json(settings.json, records)
     if settings.write_note:
         theme = "bpe" if settings.peer == "tokenizers" else f"bpe_{settings.num_items // 10**6}m"
-        path = results_file(theme)
         write_results(
-            path,
+            theme,
             title=f"Mem-tokens (BPE over codes): {settings.num_items:,} items",
             command=(
                 f"python benchmarks/bpe.py --num-items {settings.num_items} --num-merges "
@@ -221,7 +220,6 @@ def main(settings: Settings) -> None:
             ),
             body=records_table(records),
         )
-        print(path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 
 from configs import datasets
 from configs.recipe import RANKMIXER, id_encoder, ranking_experiment
@@ -185,9 +185,8 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, [record.to_dict() for record in found])
     if settings.write_note:
-        path = results_file("checkpoint_stall")
         write_results(
-            path,
+            "checkpoint_stall",
             title="What checkpoints cost a run",
             command="python benchmarks/checkpoint_stall.py --write-note",
             notes=(
@@ -200,7 +199,6 @@ def main(settings: Settings) -> None:
             ),
             body=table,
         )
-        print(path)
     sys.exit(0 if all(record.holds for record in found) else 1)
 
 

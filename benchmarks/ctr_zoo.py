@@ -42,7 +42,7 @@ import tyro
 from ctr_zoo_workload import MODELS, ZooData
 from numpy.typing import NDArray
 from peers import environment, own_python, peer_versions, peers_python
-from record import Record, compare_in_turn, results_file, write_results
+from record import Record, compare_in_turn, write_results
 from train_throughput import Side, pin_to_cores
 
 from trainer.data.dataset import Dataset
@@ -269,9 +269,8 @@ def run(settings: Settings) -> bool:
         write_json(settings.json, [record.to_dict() for record in found])
     if settings.write_note:
         assert __doc__ is not None
-        path = results_file("ctr_zoo")
         write_results(
-            path,
+            "ctr_zoo",
             title="CTR models against two libraries",
             command="python benchmarks/ctr_zoo.py --write-note"
             + (f" --movielens {settings.movielens}" if settings.movielens else ""),
@@ -282,7 +281,6 @@ def run(settings: Settings) -> bool:
             f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
             + table(found),
         )
-        print(f"wrote {path}")
     return all(record.holds for record in found)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
-from record import Record, results_file, write_results
+from record import Record, write_results
 from torch.distributed.tensor import DTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -316,20 +316,18 @@ def run(settings: Settings) -> bool:
         write_json(settings.json, [record.to_dict() for record in found])
     if settings.results:
         assert __doc__ is not None
-        path = results_file("dense_memory")
         losses = "; ".join(
             f"{one['num_ranks']} ranks " + ", ".join(f"{loss:.4f}" for loss in one["losses"])
             for one in measured
         )
         write_results(
-            path,
+            "dense_memory",
             title="Memory of a sharded network",
             command="python benchmarks/dense_memory.py --results",
             notes=__doc__.partition("    # also writes the dated note\n\n")[2].strip(),
             body=f"{parameters:,} dense parameters, batch {settings.batch_size} a rank. Losses: "
             f"{losses}.\n\n" + table(measured),
         )
-        print(f"wrote {path}")
     return all(record.holds for record in found)
 
 

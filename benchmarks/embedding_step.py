@@ -30,7 +30,7 @@ import psutil
 import torch
 import tyro
 from plan_worker import random_ids, shard, step
-from record import Record, compare_in_turn, results_file, write_results
+from record import Record, compare_in_turn, write_results
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -305,9 +305,8 @@ def main(settings: Settings) -> None:
         )
     if settings.write_note:
         summary = [f"* {record.benchmark}: {record.ratio:.2f} x" for record in records]
-        path = results_file("embedding_step")
         write_results(
-            path,
+            "embedding_step",
             title="Throughput of tables",
             command=f"python benchmarks/embedding_step.py --id-gib {settings.id_gib:g} "
             "--write-note",
@@ -321,7 +320,6 @@ def main(settings: Settings) -> None:
             ),
             body="\n".join([*lines, "", *summary]),
         )
-        print(path)
     print(json.dumps(package_versions()))
 
 

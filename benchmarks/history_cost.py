@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 from torch import Tensor, nn
 
 from trainer.modules.target_attention import FeedbackSum, TargetAttention
@@ -195,9 +195,8 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, values)
     if settings.write_note:
-        path = results_file("history_cost")
         write_results(
-            path,
+            "history_cost",
             title="Cost of history modules",
             command="python benchmarks/history_cost.py --write-note",
             notes=(
@@ -211,7 +210,6 @@ def main(settings: Settings) -> None:
             ),
             body=body,
         )
-        print(path)
 
 
 if __name__ == "__main__":

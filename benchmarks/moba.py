@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 import tyro
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
@@ -169,9 +169,8 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, values)
     if settings.write_note:
-        path = results_file("moba")
         write_results(
-            path,
+            "moba",
             title="Block attention against attention to all keys",
             command="OMP_NUM_THREADS=1 python benchmarks/moba.py --write-note",
             notes=(
@@ -185,7 +184,6 @@ def main(settings: Settings) -> None:
             ),
             body=body,
         )
-        print(path)
 
 
 if __name__ == "__main__":

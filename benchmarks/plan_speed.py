@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from record import Record, results_file, write_results
+from record import Record, write_results
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -329,9 +329,8 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, [asdict(record) for record in records])
     if settings.write_note:
-        path = results_file("plan_speed")
         write_results(
-            path,
+            "plan_speed",
             title="Planning speed and quality",
             command="python benchmarks/plan_speed.py --write-note",
             notes=(
@@ -343,7 +342,6 @@ def main(settings: Settings) -> None:
             ),
             body=body,
         )
-        print(path)
     print(json.dumps({record.benchmark: record.holds for record in records}, indent=2))
 
 

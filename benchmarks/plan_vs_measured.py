@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 from plan_worker import read_times, time_plans
-from record import Record, results_file, write_results
+from record import Record, write_results
 from scipy.stats import spearmanr
 
 from launch.calibrate import calibrate
@@ -204,13 +204,12 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         write_json(settings.json, [asdict(record) for record in records])
     if settings.write_note:
-        path = results_file("plan_vs_measured")
         header = (
             "| tables | plans | largest / smallest prediction | Spearman | measured / predicted |"
         )
         body = "\n".join([header, "| --- | --- | --- | --- | --- |", *lines])
         write_results(
-            path,
+            "plan_vs_measured",
             title="Predicted against measured steps",
             command="python benchmarks/plan_vs_measured.py --write-note",
             notes=(
@@ -221,7 +220,6 @@ def main(settings: Settings) -> None:
             ),
             body=body,
         )
-        print(path)
 
 
 if __name__ == "__main__":

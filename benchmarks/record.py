@@ -104,7 +104,7 @@ def records_table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def results_file(theme: str, folder: Path = RESULTS) -> Path:
+def results_file(theme: str) -> Path:
     """Where today's results of a theme on this machine go."""
     machine = describe_machine()
     accelerators = machine["accelerators"]
@@ -114,14 +114,14 @@ def results_file(theme: str, folder: Path = RESULTS) -> Path:
     name = "-".join([word for word in words if word not in noise] or ["unknown"])
     count = len(accelerators) or machine["cores"]
     kind = "gpu" if accelerators else "core"
-    return folder / f"{theme}_{name}-{count}{kind}_{datetime.now(UTC):%Y%m%d}.md"
+    return RESULTS / f"{theme}_{name}-{count}{kind}_{datetime.now(UTC):%Y%m%d}.md"
 
 
-def write_results(path: Path, *, title: str, command: str, notes: str, body: str) -> None:
-    """Write a note of results with machine, versions and revision.
+def write_results(theme: str, *, title: str, command: str, notes: str, body: str) -> None:
+    """Write a note of results with machine, versions and revision, and say where.
 
     Args:
-        path: see :func:`results_file`.
+        theme: name of the note; see :func:`results_file`.
         title: heading.
         command: that reproduces it.
         notes: what is equal and what differs between the sides.
@@ -144,7 +144,9 @@ def write_results(path: Path, *, title: str, command: str, notes: str, body: str
 
 {notes}
 """
+    path = results_file(theme)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(text)
     unfinished.replace(path)
+    print(f"wrote {path}")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 
 from tokenization import residual
 from tokenization.assignment import best_way
@@ -310,15 +310,13 @@ def write_note(settings: Settings, records: list[dict[str, Any]]) -> None:
         "The fit runs in a process of its own; its peak is ru_maxrss, which holds the interpreter "
         "and all libraries too, but not the pages of the file that the kernel caches."
     )
-    path = results_file("rq_kmeans_disk" if disk else "rq_kmeans")
     write_results(
-        path,
+        "rq_kmeans_disk" if disk else "rq_kmeans",
         title="RQ-KMeans from disk" if disk else "RQ-KMeans against faiss",
         command=f"python benchmarks/rq_kmeans.py {options} --write-note",
         notes=disk_notes if disk else in_memory_notes,
         body=records_table(records),
     )
-    print(path)
 
 
 if __name__ == "__main__":

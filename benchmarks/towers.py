@@ -36,7 +36,7 @@ import throughput_ours
 import torch
 import tyro
 from peers import environment, own_python, peer_versions, peers_python
-from record import Record, compare_in_turn, results_file, write_results
+from record import Record, compare_in_turn, write_results
 from throughput_workload import make_rows
 from tower_step import (
     FAMILIES,
@@ -279,9 +279,8 @@ def run(settings: Settings) -> bool:
         write_json(settings.json, [record.to_dict() for record in records])
     if settings.results:
         assert __doc__ is not None
-        path = results_file("towers")
         write_results(
-            path,
+            "towers",
             title="Towers",
             command="python benchmarks/towers.py --results",
             notes=__doc__.partition("    # also writes the dated note\n\n")[2].strip(),
@@ -289,7 +288,6 @@ def run(settings: Settings) -> bool:
             f"the target is {SHARE_TARGET:.0%} at {SHARE_SIZE / 1e6:.0f}M, compiled, bf16.\n\n"
             + "\n\n".join(tables),
         )
-        print(f"wrote {path}")
     return not failed
 
 

@@ -47,7 +47,7 @@ from types import TracebackType
 import throughput_ours
 import tyro
 from peers import environment, own_python, peer_versions, peers_python
-from record import Record, compare_in_turn, results_file, write_results
+from record import Record, compare_in_turn, write_results
 from throughput_worker import MARK
 from throughput_workload import BATCH_SIZE, make_rows
 
@@ -290,9 +290,8 @@ def run(settings: Settings) -> bool:
         write_json(settings.json, [record.to_dict() for record in found])
     if settings.results:
         assert __doc__ is not None
-        path = results_file("train_throughput")
         write_results(
-            path,
+            "train_throughput",
             title="Training throughput",
             command="python benchmarks/train_throughput.py --results",
             notes=__doc__.partition("Equal on all sides: ")[2].strip(),
@@ -303,7 +302,6 @@ def run(settings: Settings) -> bool:
             f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
             + table(found),
         )
-        print(f"wrote {path}")
     return all(record.holds for record in found)
 
 
