@@ -26,7 +26,7 @@ from trainer.modules.hybrid_tokens import (
     MEM_TOKEN,
     ItemIdConfig,
 )
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.optim import OptimConfig
 from trainer.parallelize import ShardingConfig

@@ -23,7 +23,7 @@ from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.feature_types import FeatureTypes
 from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.modules.mlp import mlp
-from trainer.modules.next_token import ContextRoles
+from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.rank_batch_norm import RankBatchNorm
 from trainer.modules.recall_samples import RecallSamples, recall_loss, recall_samples
 from trainer.modules.request_encoder import Request, RequestEncoder
