@@ -9,6 +9,7 @@ from typing import Any
 from tokenization.mem_tokens import MemTokens
 from tokenization.opmq import OPMQ
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.tokenizers import AnyTokenizer
 from trainer.data.amazon_beauty import SCHEMA_BEAUTY
 from trainer.data.avazu import NUM_SITES, SCHEMA_AVAZU
 from trainer.data.criteo import NUM_ITEMS, SCHEMA_CRITEO
@@ -67,17 +68,28 @@ def with_tokens(source: Source, name: str, **changes: Any) -> Source:
     return replace(source, tokens=replace(source.tokens, folder=folder, **changes))
 
 
+def tokens_in(folder: Path, tokenizer: AnyTokenizer, *, num_merges: int) -> TokensConfig:
+    """Tokens in the folder of a log, beside the embeddings that they are fitted on.
+
+    Args:
+        folder: of the log.
+        tokenizer: of gen-tokens.
+        num_merges: mem-tokens, made by byte pair encoding.
+    """
+    return TokensConfig(
+        folder=folder / "tokens",
+        embeddings=folder / "item_embeddings.parquet",
+        tokenizer=tokenizer,
+        mem=MemTokens(num_merges=num_merges),
+    )
+
+
 def movielens1m() -> Source:
     """MovieLens-1M; gen rows + mem rows stay below 67 % of the 3,706 films."""
     folder = Path("data/movielens1m")
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_1M),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=5, num_codes=64),
-            mem=MemTokens(num_merges=2100),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=5, num_codes=64), num_merges=2100),
         num_items=3706,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=65),
@@ -91,12 +103,7 @@ def movielens1m_collm() -> Source:
         data=DataConfig(
             folder=folder, schema=SCHEMA_1M_COLLM, split=COLLM_SPLIT, shuffle_rows=65_536
         ),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=4, num_codes=48),
-            mem=MemTokens(num_merges=1500),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=48), num_merges=1500),
         num_items=3255,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=512, num_epochs=1),
@@ -127,12 +134,7 @@ def amazon_beauty() -> Source:
     folder = Path("data/amazon_beauty")
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_BEAUTY, split=SPLIT_AT_LAST_CLICKS),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=4, num_codes=256),
-            mem=MemTokens(num_merges=7_000),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=256), num_merges=7_000),
         num_items=12_101,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=1024, num_epochs=1),
@@ -150,12 +152,7 @@ def avazu() -> Source:
     folder = Path("data/avazu")
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_AVAZU),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=OPMQ(num_levels=3, num_codes=16),
-            mem=MemTokens(num_merges=0),
-        ),
+        tokens=tokens_in(folder, OPMQ(num_levels=3, num_codes=16), num_merges=0),
         num_items=NUM_SITES,
         residual_ids=("device_id", "device_ip"),
         train=TrainConfig(batch_size=4096, num_epochs=1),
@@ -172,11 +169,7 @@ def criteo() -> Source:
     return replace(
         avazu(),
         data=DataConfig(folder=folder, schema=SCHEMA_CRITEO),
-        tokens=replace(
-            avazu().tokens,
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-        ),
+        tokens=tokens_in(folder, avazu().tokens.tokenizer, num_merges=0),
         num_items=NUM_ITEMS,
         residual_ids=(),
     )
@@ -191,12 +184,7 @@ def kuairec_big() -> Source:
             schema=of_last_clicks(SCHEMAS_KUAIREC["big"]),
             split=SPLIT_AT_LAST_CLICKS,
         ),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=4, num_codes=256),
-            mem=MemTokens(num_merges=6_000),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=256), num_merges=6_000),
         num_items=NUM_VIDEOS["big"],
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=4096, num_epochs=1, eval_every=1_000),
@@ -209,13 +197,7 @@ def kuairec_small() -> Source:
     return replace(
         big,
         data=replace(big.data, folder=folder, schema=of_last_clicks(SCHEMAS_KUAIREC["small"])),
-        tokens=replace(
-            big.tokens,
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=4, num_codes=64),
-            mem=MemTokens(num_merges=1_900),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=64), num_merges=1_900),
         num_items=NUM_VIDEOS["small"],
     )
 
@@ -250,12 +232,7 @@ def open_bandit() -> Source:
     folder = Path("data/open_bandit")
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_OPEN_BANDIT, shuffle_rows=65_536),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=2, num_codes=16),
-            mem=MemTokens(num_merges=0),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=2, num_codes=16), num_merges=0),
         num_items=sum(CAMPAIGNS.values()),
         residual_ids=(),
         train=TrainConfig(batch_size=512, num_epochs=1),
@@ -268,12 +245,7 @@ def movielens100k() -> Source:
     folder = Path("data/movielens100k")
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_100K, shuffle_rows=65_536),
-        tokens=TokensConfig(
-            folder=folder / "tokens",
-            embeddings=folder / "item_embeddings.parquet",
-            tokenizer=RQKMeans(num_levels=4, num_codes=48),
-            mem=MemTokens(num_merges=800),
-        ),
+        tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=48), num_merges=800),
         num_items=1682,
         residual_ids=("user_id",),
         train=TrainConfig(batch_size=1024, num_epochs=1),
