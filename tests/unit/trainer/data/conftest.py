@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trainer.data import csv_chunks, time_order
 from trainer.data.dataset import Dataset
 from trainer.data.schema import Bag, Categorical, DatasetSchema, Dense, ItemSequence
 
@@ -130,3 +131,14 @@ def make_log(tmp_path: Path) -> Callable[..., SmallLog]:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return SmallLog(tmp_path_factory.mktemp("data") / "log").write().open()
+
+
+@pytest.fixture(scope="module")
+def small_pieces() -> Iterator[None]:
+    """Files are read, and rows brought in order, in many small pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_chunks, "BLOCK_BYTES", 4096)
+        patch.setattr(time_order, "BYTES_OF_USERS", 4096)
+        patch.setattr(time_order, "ROWS_OF_TIME", 70)
+        patch.setattr(time_order, "CHUNK_ROWS", 33)
+        yield

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.trainer.data.kuairec_made import FIRST, NUM_VIDEOS, made
-from trainer.data import csv_chunks, time_order
+from tests.unit.trainer.data.naive_parts import in_parts
 from trainer.data.dataset import Dataset
 from trainer.data.kuairec import SCHEMAS_KUAIREC, write_kuairec
 from trainer.data.last_click import SPLIT_AT_LAST_CLICKS, of_last_clicks
@@ -22,16 +22,6 @@ def files():
 @pytest.fixture(scope="module")
 def source(files, tmp_path_factory):
     return files.write(tmp_path_factory.mktemp("kuairec") / "data")
-
-
-@pytest.fixture(scope="module")
-def small_pieces():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_chunks, "BLOCK_BYTES", 4096)
-        patch.setattr(time_order, "BYTES_OF_USERS", 4096)
-        patch.setattr(time_order, "ROWS_OF_TIME", 70)
-        patch.setattr(time_order, "CHUNK_ROWS", 33)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +127,7 @@ def test_last_clicks_are_the_test_and_nothing_else_changes(source, rows, small_p
     dataset.validate()
     splits = dataset.split(SPLIT_AT_LAST_CLICKS)
     found = pq.read_table(tmp_path / "log" / "interactions").to_pylist()
-    parts = []
-    for at, row in enumerate(rows):
-        own = [one["watched"] for one in rows if one["user_id"] == row["user_id"]]
-        to_come = [one["watched"] for one in rows[at:] if one["user_id"] == row["user_id"]]
-        parts.append(3 - min(max(sum(to_come), 1), 3) if sum(own) else 0)
-    cut = [row | {"part": part} for row, part in zip(rows, parts, strict=True)]
-    assert found == sorted(cut, key=lambda row: row["part"])
+    assert found == in_parts(rows, "watched")
     for part in (splits.valid, splits.test):
         read = dataset.read(part, ["user_id", "watched"])
         clicked = read["user_id"][read["watched"] == 1]

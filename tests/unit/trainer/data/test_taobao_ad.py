@@ -3,8 +3,8 @@ import logging
 import pyarrow.parquet as pq
 import pytest
 
+from tests.unit.trainer.data.naive_parts import in_parts
 from tests.unit.trainer.data.taobao_ad_made import FIRST, NUM_ADS, NUM_ROWS, NUM_USERS, made
-from trainer.data import csv_chunks, time_order
 from trainer.data.dataset import Dataset
 from trainer.data.last_click import SPLIT_AT_LAST_CLICKS, of_last_clicks
 from trainer.data.schema import GlobalTimeSplit
@@ -23,14 +23,9 @@ def source(files, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_time(source):
+def by_time(source, small_pieces):
     folder = source.parent / "by_time"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_chunks, "BLOCK_BYTES", 4096)
-        patch.setattr(time_order, "BYTES_OF_USERS", 5000)
-        patch.setattr(time_order, "ROWS_OF_TIME", 90)
-        patch.setattr(time_order, "CHUNK_ROWS", 37)
-        write_taobao_ad(source, folder, parts_by="time")
+    write_taobao_ad(source, folder, parts_by="time")
     return folder
 
 
@@ -121,13 +116,7 @@ def test_last_clicks_are_the_test_and_nothing_else_changes(source, rows, tmp_pat
     dataset.validate()
     test = dataset.split(SPLIT_AT_LAST_CLICKS).test
     found = pq.read_table(tmp_path / "log" / "interactions").to_pylist()
-    parts = []
-    for at, row in enumerate(rows):
-        own = [one["click"] for one in rows if one["user_id"] == row["user_id"]]
-        to_come = [one["click"] for one in rows[at:] if one["user_id"] == row["user_id"]]
-        parts.append(3 - min(max(sum(to_come), 1), 3) if sum(own) else 0)
-    cut = [row | {"part": part} for row, part in zip(rows, parts, strict=True)]
-    assert found == sorted(cut, key=lambda row: row["part"])
+    assert found == in_parts(rows, "click")
     read = dataset.read(test, ["user_id", "click"])
     clickers = {row["user_id"] for row in rows if row["click"]}
     assert sorted(read["user_id"][read["click"] == 1].tolist()) == sorted(clickers)
