@@ -23,6 +23,8 @@ from tokenization.pairs import ClickLog
 
 logger = logging.getLogger(__name__)
 
+_SORTED_BATCHES = 32  # sorted by length at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class SASRec:
@@ -91,19 +93,29 @@ class SASRec:
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         num_items = len(network.items.weight) - 1
         sequences = torch.from_numpy(sequences_UT)
+        length_U = (sequences > 0).sum(dim=1)
         for _ in range(self.num_epochs):
             total = 0.0
-            order = torch.randperm(len(sequences), generator=generator)
-            for rows in order.split(self.batch_size):
+            for rows in _batches(length_U, self.batch_size, generator):
                 negatives = torch.randint(
                     1, num_items + 1, (self.num_negatives,), generator=generator
                 )
-                loss = network.loss(sequences[rows], negatives)
+                loss = network.loss(sequences[rows, : length_U[rows].max()], negatives)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 total += float(loss.detach()) * len(rows)
-            yield total / len(order)
+            yield total / len(sequences)
+
+
+def _batches(length_U: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Users in random order, those of like length together: little is computed for padding."""
+    parts: list[Tensor] = []
+    for rows in torch.randperm(len(length_U), generator=generator).split(
+        batch_size * _SORTED_BATCHES
+    ):
+        parts += rows[length_U[rows].argsort(stable=True)].split(batch_size)
+    return [parts[at] for at in torch.randperm(len(parts), generator=generator).tolist()]
 
 
 class SASRecNetwork(nn.Module):

@@ -70,3 +70,23 @@ def test_settings_out_of_range():
         SASRec(dim=10, num_heads=3)
     with pytest.raises(ValueError, match="max_length: expected at least 2"):
         SASRec(max_length=1)
+
+
+def test_users_of_like_length_train_together_and_each_of_them_once():
+    seen = []
+
+    class Recording(SASRecNetwork):
+        def loss(self, sequences_BT, negatives_S):
+            seen.append(sequences_BT)
+            return super().loss(sequences_BT, negatives_S)
+
+    length = 2 + np.arange(48) % 6
+    users = np.arange(1, 49)[:, None] * (np.arange(8) < length[:, None])
+    config = SASRec(dim=4, num_heads=1, max_length=7, num_epochs=2, batch_size=8, num_negatives=3)
+    list(config.epochs(Recording(48, config), users))
+    for epoch in (seen[:6], seen[6:]):
+        assert sorted(int(row[0]) for batch in epoch for row in batch) == list(range(1, 49))
+        # Six lengths in six batches: nothing but their own clicks is computed.
+        assert all(bool((batch > 0).all()) for batch in epoch)
+        assert len({batch.shape[1] for batch in epoch}) == 6
+    assert [b.tolist() for b in seen[:6]] != [b.tolist() for b in seen[6:]]
