@@ -55,9 +55,7 @@ def without_static(schema: DatasetSchema) -> DatasetSchema:
 
 
 def read_static_features(dataset: Dataset, config: LearnedTokensConfig) -> StaticFeatures:
-    """Type I features of every item, in the order of items.parquet.
-
-    Numbers are standardized, and text embeddings by one mean a dimension and one scale.
+    """Type I features of every item, in the order of items.parquet; the encoder standardizes them.
 
     Raises:
         DataError: on a column that is missing or holds a bad value, or an item without a text.
@@ -93,7 +91,6 @@ def read_static_features(dataset: Dataset, config: LearnedTokensConfig) -> Stati
     dense_NF = np.zeros((dataset.num_items, 0), dtype=np.float32)
     if config.dense_columns:
         dense_NF = np.stack([columns.dense[name] for name in config.dense_columns], axis=1)
-        dense_NF = (dense_NF - dense_NF.mean(axis=0)) / (dense_NF.std(axis=0) + 1e-6)
     return StaticFeatures(
         ids=ids,
         dense_NF=torch.from_numpy(dense_NF.astype(np.float32)),
@@ -102,7 +99,7 @@ def read_static_features(dataset: Dataset, config: LearnedTokensConfig) -> Stati
 
 
 def _texts(dataset: Dataset, config: LearnedTokensConfig) -> NDArray[np.float32]:
-    """Standardized text embeddings (N, E)."""
+    """Text embeddings (N, E)."""
     if not config.text_dim:
         return np.zeros((dataset.num_items, 0), dtype=np.float32)
     if config.embeddings is not None:
@@ -119,8 +116,5 @@ def _texts(dataset: Dataset, config: LearnedTokensConfig) -> NDArray[np.float32]
             f"{int((rows < 0).sum())} items without, the first "
             f"{dataset.item_ids[np.argmax(rows < 0)]}; run `farewell embed` again"
         )
-    text_NE = table.embeddings[rows]
-    text_NE = text_NE - text_NE.mean(axis=0)
-    scale = float(np.sqrt(np.square(text_NE, dtype=np.float64).mean()))
-    standard: NDArray[np.float32] = (text_NE / max(scale, 1e-6)).astype(np.float32)
-    return standard
+    text_NE: NDArray[np.float32] = table.embeddings[rows].astype(np.float32)
+    return text_NE

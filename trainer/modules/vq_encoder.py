@@ -16,14 +16,16 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.modules.per_token import PerTokenLinear
 from trainer.modules.transformer_block import TransformerBlock
 
+_SMALLEST_SCALE = 1e-6  # of numbers that are all alike
+
 
 class StaticFeatures(NamedTuple):
     """Static features of all items, in the order of items.parquet.
 
     Attributes:
         ids: field -> values and offsets (N + 1) of a list of ids an item, int64.
-        dense_NF: float32 numbers, (N, 0) without any.
-        text_NE: float32 text embeddings, (N, 0) without any.
+        dense_NF: float32 numbers as the log has them, (N, 0) without any.
+        text_NE: float32 text embeddings as they were made, (N, 0) without any.
     """
 
     ids: Mapping[str, tuple[Tensor, Tensor]]
@@ -42,6 +44,10 @@ class VQEncoder(nn.Module):
     e_v has mean 0 and length 1: were its scale free, commitment would shrink it step by step, and
     the batch normalization behind it would hide that.
 
+    Numbers are standardized, and texts by one mean a dimension and one scale. These are of the
+    catalogue that training began with, and in every checkpoint: an item that comes later is encoded
+    by them, and moves no other item's SID.
+
     Args:
         config: fields and sizes.
 
@@ -51,6 +57,10 @@ class VQEncoder(nn.Module):
 
     dense_NF: Tensor
     text_NE: Tensor
+    dense_mean_F: Tensor
+    dense_scale_F: Tensor
+    text_mean_E: Tensor
+    text_scale: Tensor
 
     def __init__(self, config: LearnedTokensConfig) -> None:
         super().__init__()
@@ -73,6 +83,10 @@ class VQEncoder(nn.Module):
             self.register_buffer(f"offsets_{number}", torch.zeros(1).long(), persistent=False)
         self.register_buffer("dense_NF", torch.zeros(0, len(config.dense_columns)), False)
         self.register_buffer("text_NE", torch.zeros(0, config.text_dim), False)
+        self.register_buffer("dense_mean_F", torch.zeros(len(config.dense_columns)))
+        self.register_buffer("dense_scale_F", torch.ones(len(config.dense_columns)))
+        self.register_buffer("text_mean_E", torch.zeros(config.text_dim))
+        self.register_buffer("text_scale", torch.ones(1))
 
     @property
     def num_items(self) -> int:
@@ -81,6 +95,9 @@ class VQEncoder(nn.Module):
 
     def take_catalogue(self, features: StaticFeatures) -> None:
         """Encode these items from now on.
+
+        Means and scales are taken of them too; a checkpoint that is loaded afterwards brings those
+        of its training.
 
         Raises:
             ValueError: when the text embeddings have another width than the configuration says.
@@ -97,15 +114,23 @@ class VQEncoder(nn.Module):
             setattr(self, f"offsets_{number}", offsets.to(device))
         self.dense_NF = features.dense_NF.to(device)
         self.text_NE = features.text_NE.to(device)
+        if self.dense is not None:
+            self.dense_mean_F.copy_(self.dense_NF.mean(dim=0))
+            self.dense_scale_F.copy_(self.dense_NF.std(dim=0, correction=0) + _SMALLEST_SCALE)
+        if self.text is not None:
+            self.text_mean_E.copy_(self.text_NE.mean(dim=0))
+            spread = (self.text_NE - self.text_mean_E).square().mean().sqrt()
+            self.text_scale.copy_(spread.clamp_min(_SMALLEST_SCALE))
 
     def forward(self, rows_M: Tensor) -> Tensor:
         """Encode the items of these rows."""
         tokens = [self._pooled(number, rows_M).unsqueeze(1) for number in range(len(self.tables))]
         if self.dense is not None:
-            tokens.append(self.dense(self.dense_NF.index_select(0, rows_M)).unsqueeze(1))
+            dense_MF = self.dense_NF.index_select(0, rows_M) - self.dense_mean_F
+            tokens.append(self.dense(dense_MF / self.dense_scale_F).unsqueeze(1))
         if self.text is not None:
-            text_ME = self.text_NE.index_select(0, rows_M)
-            tokens.append(self.text(text_ME).unflatten(1, (-1, self.config.dim)))
+            text_ME = self.text_NE.index_select(0, rows_M) - self.text_mean_E
+            tokens.append(self.text(text_ME / self.text_scale).unflatten(1, (-1, self.config.dim)))
         x_MFD = torch.cat(tokens, dim=1)
         for block in self.blocks:
             x_MFD = block(x_MFD)
