@@ -67,6 +67,7 @@ def trained_row(
                 samples_per_s=costs[seed]["samples_per_s"],
                 wall_seconds=costs[seed]["train_seconds"],
                 peak_rss_bytes=costs[seed]["peak_rss_bytes"],
+                sids=costs[seed].get("sids"),
             )
             for seed, run in runs.items()
         ),

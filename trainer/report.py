@@ -37,6 +37,7 @@ from trainer.metrics import calibration_bins
 from trainer.report_markdown import to_markdown
 from trainer.report_tables import cost_table, machine_lines, quality_table, rich_table
 from trainer.retrieval_report import retrieval_table
+from trainer.sid_report import sid_tables
 from trainer.study_report import describe_study, study_table
 from trainer.verdict import pick_reference, write_verdict
 
@@ -70,6 +71,7 @@ class RowRun:
         samples_per_s: training throughput over all ranks.
         wall_seconds: of the whole run.
         peak_rss_bytes: largest resident memory, summed over ranks.
+        sids: of a tokenizer inside the model, see `trainer.models.dig.DigNetwork.sids`.
     """
 
     seed: int
@@ -78,6 +80,7 @@ class RowRun:
     samples_per_s: float | None = None
     wall_seconds: float | None = None
     peak_rss_bytes: int | None = None
+    sids: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +262,7 @@ def _describe_row(
             for run in row.runs
         ],
         "details": dict(row.details),
+        "sids": [{"seed": run.seed, **run.sids} for run in row.runs if run.sids is not None],
     }
 
 
@@ -288,7 +292,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         for task in report["tasks"]:
             console.print(rich_table(study_table(report, task)))
             console.print()
-    console.print(rich_table(cost_table(report)))
+    for table in [*sid_tables(report), cost_table(report)]:
+        console.print(rich_table(table))
     console.print()
     marks = {"better": ("+", "green"), "worse": ("-", "red"), "unclear": ("~", "yellow")}
     for finding in report["verdict"]["findings"]:
@@ -327,6 +332,7 @@ def render_html(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
         retrieval=[retrieval_table(report)] if "retrieval" in report else [],
         quality=[quality_table(report, task) for task in report["tasks"]],
         gains=[study_table(report, task) for task in report["tasks"] if "study" in report],
+        sids=sid_tables(report),
         cost=cost_table(report),
         facts=machine_lines(report),
         figures=[

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.figures import FIGURE_CAPTIONS
 from trainer.report_tables import cost_table, machine_lines, markdown_table, quality_table
 from trainer.retrieval_report import retrieval_table
+from trainer.sid_report import sid_tables
 from trainer.study_report import study_table
 
 MARKS = {"better": "(+) ", "worse": "(-) ", "unclear": "(~) "}
@@ -27,7 +28,8 @@ def to_markdown(report: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
         if "study" in report:
             lines += markdown_table(study_table(report, task))
         lines += markdown_table(quality_table(report, task))
-    lines += markdown_table(cost_table(report))
+    for table in [*sid_tables(report), cost_table(report)]:
+        lines += markdown_table(table)
     for name, path in figures.items():
         title, caption = FIGURE_CAPTIONS[name]
         lines += [f"## {title}", "", f"![{title}](figures/{path.name})", "", caption, ""]

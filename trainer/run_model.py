@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torchrec.distributed.types import ShardingPlan
 
 from sharding.plan_io import plan_from_json, read_given_plan
@@ -86,6 +88,18 @@ def build_model(
         activation_checkpointing=train.activation_checkpointing,
         gradient_accumulation=train.gradient_accumulation,
     )
+
+
+def sid_outcome(network: nn.Module) -> dict[str, Any]:
+    """What has become of the SIDs of a tokenizer inside the model, for `result.json`.
+
+    Every rank calls this.
+    """
+    if not isinstance(network, DigNetwork):
+        return {}
+    if isinstance(network, FSDPModule):
+        network.unshard()
+    return {"sids": network.sids()}
 
 
 def read_plan(values: Mapping[str, Any], experiment: Experiment, ranks: Ranks) -> ShardingPlan:

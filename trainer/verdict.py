@@ -9,6 +9,7 @@ from typing import Any
 from trainer.pair_gains import Gain, pair_gain
 from trainer.report_tables import format_bytes
 from trainer.retrieval_verdict import retrieval_findings, retrieval_headline
+from trainer.sid_report import sid_findings
 from trainer.study_report import EQUAL_PARAMS, study_findings, study_headline
 
 MIN_BUCKET_ROWS = 200
@@ -66,6 +67,7 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     if study is None:
         findings += _among_tokens(report, tokens)
     findings += _against_baselines(report)
+    findings += sid_findings(report)
     findings += _ceiling(report)
     findings += _fairness(report)
     return {"headline": headline, "summary": summary, "findings": findings}

@@ -5,7 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from configs import datasets, trm_rankmixer
+from configs import datasets, dig, trm_rankmixer
+from tests.integration.rank_processes import run_ranks
+from tests.integration.retrieve_workers import train_smoke
 from tokenization.pipeline import fit_tokens
 from trainer.data.synthetic import write_synthetic
 from trainer.experiment import Experiment
@@ -51,3 +53,22 @@ def smoke(workspace) -> Experiment:
             precision="fp32",
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def dig_experiment(workspace) -> Experiment:
+    """DIG on the smoke log, 12 steps."""
+    made = dig.smoke()
+    return replace(
+        made,
+        data=replace(made.data, folder=workspace / "data" / "smoke", shuffle_rows=2048),
+        train=replace(made.train, max_steps=12, precision="fp32", log_every=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def dig_run(dig_experiment, tmp_path_factory):
+    """The run folder of that experiment, trained on one rank."""
+    folder = tmp_path_factory.mktemp("dig") / "run"
+    run_ranks(train_smoke, 1, dig_experiment, folder)
+    return folder

@@ -77,7 +77,14 @@ def test_what_was_retrieved_is_not_retrieved_again(named):
 @pytest.mark.slow
 @pytest.mark.parametrize("study", list(STUDIES))
 def test_every_study_runs_whole(named, study):
-    report, _ = compared(named, study)
+    report, said = compared(named, study)
+    trained = [row for row in report["rows"] if row["kind"] == "model"]
+    assert trained
+    assert all(row["sids"] for row in trained)
+    folder = named / "runs" / f"dig.{study}_smoke"
+    for text in (said, *((folder / f"report.{end}").read_text() for end in ("md", "html"))):
+        assert "initial collisions" in text
+        assert "ABOVE the limit of 1.0% after training" in " ".join(text.split())
     titles = STUDIES[study]
     found = [row["name"] for row in report["retrieval"]["rows"]] if titles else None
     assert found == titles

@@ -4,35 +4,24 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs import dig
 from tests.integration.rank_processes import run_ranks
 from tests.integration.retrieve_workers import answer, train_smoke
-from trainer.item_index import IndexMismatchError
+from trainer.item_index import IndexMismatchError, ItemIndex
 
 
 @pytest.fixture(scope="module")
-def experiment(workspace):
-    made = dig.smoke()
-    return replace(
-        made,
-        data=replace(made.data, folder=workspace / "data" / "smoke", shuffle_rows=2048),
-        train=replace(made.train, max_steps=12, precision="fp32", log_every=4),
-    )
-
-
-@pytest.fixture(scope="module")
-def run(experiment, tmp_path_factory):
+def run(dig_experiment, dig_run):
     """A trained run, with requests answered and the first rows of the test part measured."""
-    folder = tmp_path_factory.mktemp("dig") / "run"
-    run_ranks(train_smoke, 1, experiment, folder)
+    folder = dig_run
     users = folder / "users.parquet"
-    log = pq.read_table(experiment.data.folder / "interactions" / "part-00000.parquet")
+    log = pq.read_table(dig_experiment.data.folder / "interactions" / "part-00000.parquet")
     kept = log.slice(len(log) - 30).drop_columns(["item_id", "click", "play", "timestamp"])
     pq.write_table(kept, users)
-    run_ranks(answer, 1, experiment, folder, users)
+    run_ranks(answer, 1, dig_experiment, folder, users)
     return folder
 
 
@@ -40,6 +29,15 @@ def test_losses_and_sids_are_logged(run):
     lines = (run / "metrics.jsonl").read_text()
     for name in ("recall", "commit", "sem", "u2t", "collision_rate", "drift", "u2t_group_1"):
         assert f'"train/{name}"' in lines, name
+
+
+def test_result_tells_collisions_and_drift_of_the_sids(run):
+    sids = json.loads((run / "result.json").read_text())["sids"]
+    assert set(sids) == {"initial_collision_rate", "collision_rate", "drift", "dead_codes"}
+    assert 0 <= sids["collision_rate"] <= 1
+    codes = ItemIndex.load(run / "index").codes
+    counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    assert sids["collision_rate"] == pytest.approx((counts[2][counts[1]] > 1).mean(), abs=1e-6)
 
 
 def test_every_request_gets_its_items_best_first(run):
@@ -78,9 +76,29 @@ def test_measurement_is_of_the_whole_catalogue(run):
     assert found["targets"] > 10
 
 
-def test_an_index_of_other_tokens_is_refused(run, experiment):
-    other = replace(experiment, train=replace(experiment.train, seed=1))
-    folder = run.with_name("other")
+def test_an_index_of_other_tokens_is_refused(run, dig_experiment, tmp_path):
+    other = replace(dig_experiment, train=replace(dig_experiment.train, seed=1))
+    folder = tmp_path / "other"
     run_ranks(train_smoke, 1, other, folder)
     with pytest.raises(Exception, match=IndexMismatchError.__name__):
         run_ranks(answer, 1, other, folder, run / "users.parquet", run / "index")
+
+
+def test_a_new_item_enters_the_index_without_training(run, dig_experiment):
+    before = ItemIndex.load(run / "index")
+    path = dig_experiment.data.folder / "items.parquet"
+    items = pq.read_table(path)
+    new = items.slice(7, 1).set_column(
+        items.schema.get_field_index("item_id"), "item_id", pa.array([10**6])
+    )
+    try:
+        pq.write_table(pa.concat_tables([items, new.cast(items.schema)]), path)
+        run_ranks(answer, 1, dig_experiment, run, run / "users.parquet")
+    finally:
+        pq.write_table(items, path)
+    after = ItemIndex.load(run / "index")
+    assert after.tokens == before.tokens
+    assert after.item_ids.tolist() == [*before.item_ids.tolist(), 10**6]
+    assert (after.codes[:-1] == before.codes).all()
+    twin = items["item_id"][7].as_py()
+    assert (after.codes[-1] == after.codes[after.item_ids == twin]).all()

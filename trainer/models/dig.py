@@ -28,7 +28,7 @@ from trainer.modules.rank_batch_norm import RankBatchNorm
 from trainer.modules.recall_samples import RecallSamples, recall_loss, recall_samples
 from trainer.modules.request_encoder import Request, RequestEncoder
 from trainer.modules.residual_quantizer import Quantized, ResidualQuantizer
-from trainer.modules.sid_tracker import SidTracker
+from trainer.modules.sid_tracker import SidTracker, collision_rate
 from trainer.modules.target_attention import TargetAttention
 from trainer.modules.user_to_token import bucket_means
 from trainer.modules.vq_encoder import VQEncoder
@@ -36,7 +36,7 @@ from trainer.modules.vq_encoder import VQEncoder
 if TYPE_CHECKING:
     from trainer.models.dig_config import DigModelConfig
 
-_ENCODED = 8192  # items that the encoder sees at a time, outside of training
+ENCODED = 8192  # items that the encoder sees at a time, outside of training
 
 
 class Encoded(NamedTuple):
@@ -77,6 +77,7 @@ class DigNetwork(RankingNetwork):
 
     config: DigModelConfig
     num_steps: Tensor
+    initial_collision_rate: Tensor
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class DigNetwork(RankingNetwork):
             mlp(self.tower.out_dim, config.head_dims, 1) for _ in range(num_tasks)
         )
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("initial_collision_rate", torch.zeros(1))
         self._tracker = SidTracker(item.num_codes)
 
     def fsdp_units(self) -> list[nn.Module]:
@@ -150,13 +152,25 @@ class DigNetwork(RankingNetwork):
         """e_v of every item (N, D)."""
         row_N = torch.arange(self.encoder.num_items, device=self.num_steps.device)
         with torch.autocast(row_N.device.type, enabled=False):
-            return torch.cat([self.encoder(part) for part in row_N.split(_ENCODED)])
+            return torch.cat([self.encoder(part) for part in row_N.split(ENCODED)])
 
     @torch.no_grad()
     def catalogue_codes(self) -> Tensor:
         """SID of every item as Eq. 2 assigns it, int64 (N, L)."""
-        parts = self.encode_catalogue().split(_ENCODED)
+        parts = self.encode_catalogue().split(ENCODED)
         return torch.cat([self.quantizer(part).codes_ML for part in parts])
+
+    def sids(self) -> dict[str, float | None]:
+        """What has become of the catalogue's SIDs; call it when training is over.
+
+        Returns:
+            `initial_collision_rate`, before the first step; see `SidTracker.outcome` for the rest.
+        """
+        initial = float(self.initial_collision_rate)
+        return {
+            "initial_collision_rate": initial,
+            **self._tracker.outcome(self.catalogue_codes()),
+        }
 
     def sid_table(self, items: dict[str, JaggedTensor]) -> Tensor:
         """SID embeddings, a field beside the other (L, K, D)."""
@@ -322,6 +336,7 @@ class DigNetwork(RankingNetwork):
             )
         if self.training and not bool(self.quantizer.is_started):
             self.quantizer.start(self.encode_catalogue())
+            self.initial_collision_rate.fill_(collision_rate(self.catalogue_codes()))
 
     @torch.no_grad()
     def _after_step(self, found: Quantized, place_BS: Tensor, row_X: Tensor) -> None:

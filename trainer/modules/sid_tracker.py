@@ -27,6 +27,17 @@ class SidTracker:
         self.last: dict[str, Tensor] = {}
         self._codes_NL: Tensor | None = None
 
+    def outcome(self, codes_NL: Tensor) -> dict[str, float | None]:
+        """Look once more, when training is over.
+
+        Returns:
+            `collision_rate`, `dead_codes`, and `drift` since the last look; None without one.
+        """
+        is_first = self._codes_NL is None
+        self.look(codes_NL)
+        found = {name: float(self.last[name]) for name in ("collision_rate", "dead_codes", "drift")}
+        return {**found, "drift": None} if is_first else dict(found)
+
     def look(self, codes_NL: Tensor) -> None:
         """Note the SIDs of all items."""
         used = sum(len(torch.unique(code_N)) for code_N in codes_NL.T)

@@ -401,3 +401,31 @@ def test_texts_of_another_width_are_refused():
     features = tiny_dig.catalogue()._replace(text_NE=torch.zeros(NUM_ITEMS, 5))
     with pytest.raises(ValueError, match="have 5 dimensions"):
         dig_model().network.encoder.take_catalogue(features)
+
+
+def test_outcome_of_sids_is_of_the_whole_catalogue_at_its_beginning_and_end():
+    model, steps = dig_model(), batches_of_ranks(6, 24, 1)
+    network = model.network
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+
+    def shared():
+        codes = [tuple(one) for one in network.catalogue_codes().tolist()]
+        return sum(codes.count(one) > 1 for one in codes) / NUM_ITEMS
+
+    network.quantizer.start(network.encode_catalogue())
+    initial = shared()
+    network.quantizer.is_started.zero_()
+    for (batch,) in steps:
+        optimizer.zero_grad()
+        model(batch)[0].backward()
+        optimizer.step()
+    before = network._tracker._codes_NL
+    found = network.sids()
+    assert found["initial_collision_rate"] == pytest.approx(initial)
+    assert found["collision_rate"] == pytest.approx(shared())
+    moved = (network.catalogue_codes() != before).any(1).float().mean()
+    assert found["drift"] == pytest.approx(float(moved))
+    assert initial != shared() or moved > 0
+    again = dig_model()
+    again.network.load_state_dict(network.state_dict())
+    assert again.network.sids()["initial_collision_rate"] == pytest.approx(initial)

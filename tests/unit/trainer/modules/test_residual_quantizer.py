@@ -124,3 +124,13 @@ def test_tracker_counts_collisions_dead_codes_and_drift():
     tracker.look(torch.tensor([[0, 0], [0, 1], [1, 2], [2, 2]]))
     assert tracker.last["drift"] == 0.25
     assert tracker.last["collision_rate"] == 0
+
+
+def test_outcome_tells_drift_where_there_was_a_look_before():
+    codes = torch.tensor([[0, 0], [0, 0], [1, 2], [2, 2]])
+    tracker = SidTracker(num_codes=3)
+    first = tracker.outcome(codes)
+    assert first == {"collision_rate": 0.5, "dead_codes": 1.0, "drift": None}
+    codes = codes.clone()
+    codes[3, 1] = 1
+    assert tracker.outcome(codes) == {"collision_rate": 0.5, "dead_codes": 0.0, "drift": 0.25}
