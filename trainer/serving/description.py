@@ -13,6 +13,7 @@ from typing import Any, get_args
 import sharding.tables
 import trainer.data.schema
 import trainer.models
+import trainer.modules.learned_tokens
 from sharding.tables import TableSpec, check_tables
 from trainer.data.schema import DatasetSchema
 from trainer.models.ranking_network import Precision, RankingModelConfig
@@ -28,7 +29,7 @@ def known_classes(more: Iterable[type] = ()) -> dict[str, type]:
     Args:
         more: a user's own config classes, e.g. of a tower.
     """
-    modules = [trainer.data.schema, sharding.tables] + [
+    modules = [trainer.data.schema, sharding.tables, trainer.modules.learned_tokens] + [
         importlib.import_module(f"trainer.models.{found.name}")
         for found in pkgutil.iter_modules(trainer.models.__path__)
     ]

@@ -6,7 +6,7 @@
 | `experiment.json` | experiment and checkpoint that it was exported from: a record, never read |
 | `tables.safetensors` | rows of every table, quantised, with their scales |
 | `network.safetensors` | weights of the network |
-| `identity.safetensors` | which rows items have, where neither tokens nor ids tell |
+| `identity.safetensors` | which rows items have, where neither tokens nor ids tell; items that DIG encoded |
 | `items.parquet`, `users.parquet` | static features, where the schema has some |
 | `tokens/` | the token artifact, for models that read tokens |
 | `manifest.json` | size and SHA-256 of every other file, written last |

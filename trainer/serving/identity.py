@@ -7,6 +7,7 @@
 | a hashed row | shares a row, as in training |
 | a managed row | takes the row that ids without one share, as in training |
 | a residual ID beside tokens | has none: it is its tokens |
+| what a DIG model encodes it to | is refused: export again, which encodes it without training |
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from trainer.data.id_index import IdIndex
 from trainer.data.item_features import token_rows
 from trainer.data.ragged import Ragged
 from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN
+from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
 from trainer.modules.managed_ids import HASH_SIZE
 from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
 from trainer.serving.folder import ServingError
 
+ENCODED_ITEMS = "encoded/item_ids"
+"""Name in `identity.safetensors` of the items that a DIG model has encoded, in their order."""
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of all items, one list after the other, and the length of each list."""
 
@@ -174,8 +178,34 @@ class TokenRows:
         return values.astype(np.int64, copy=False), lengths
 
 
+class EncodedRows:
+    """An item is what a DIG model has encoded it to.
+
+    Args:
+        item_ids: of the encoded items, in their order.
+    """
+
+    def __init__(self, item_ids: NDArray[np.int64]) -> None:
+        if len(np.unique(item_ids)) < len(item_ids):
+            raise ServingError("identity.safetensors: an encoded item stands twice")
+        self._index = IdIndex(item_ids)
+
+    def rows(self, item_ids: NDArray[np.int64], place: Place) -> Rows:
+        """Places among the encoded items."""
+        found = self._index.rows(item_ids).astype(np.int64)
+        if len(found) and found.min() < 0:
+            raise place.error(
+                expected="items that the export has encoded",
+                found=f"{int((found < 0).sum())} others, the first "
+                f"{item_ids[np.argmax(found < 0)]}",
+                mend="add new items to items.parquet (and their texts with `farewell embed`) and "
+                "export the run again: nothing is trained",
+            )
+        return found, np.ones_like(found)
+
+
 def rows_of_items(
-    item: ItemConfig,
+    item: ItemConfig | LearnedTokensConfig,
     tables: Mapping[str, TableSpec],
     tokens: TokenArtifact | None,
     arrays: Mapping[str, NDArray[Any]],
@@ -191,6 +221,8 @@ def rows_of_items(
     Raises:
         ServingError: when something is missing or does not fit.
     """
+    if isinstance(item, LearnedTokensConfig):
+        return {ITEM_ROW: EncodedRows(_ids(arrays, ENCODED_ITEMS))}
     found: dict[str, RowsOfItems] = {}
     if isinstance(item, TokenItemConfig):
         if tokens is None:
@@ -219,16 +251,20 @@ def _rows_of_ids(
     item: ItemConfig, table: TableSpec, arrays: Mapping[str, NDArray[Any]]
 ) -> RowsOfItems:
     def array(name: str) -> NDArray[np.int64]:
-        values = arrays.get(f"{table.name}/{name}")
-        if values is None or values.dtype != np.int64 or values.ndim != 1:
-            raise ServingError(
-                f"identity.safetensors: expected int64 {table.name}/{name}, found "
-                f"{'nothing' if values is None else f'{values.dtype} {values.shape}'}"
-            )
-        return values
+        return _ids(arrays, f"{table.name}/{name}")
 
     if table.managed is not None:
         return ManagedRows(array("hashes"), array("rows"), array("shared"), num_rows=table.rows)
     if isinstance(item, TokenItemConfig):
         return KeptRows(array("item_ids"), num_rows=table.rows)
     return HashedRows(table.rows) if item.rows == "hashed" else OwnRows(table.rows)
+
+
+def _ids(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.int64]:
+    values = arrays.get(name)
+    if values is None or values.dtype != np.int64 or values.ndim != 1:
+        raise ServingError(
+            f"identity.safetensors: expected int64 {name}, found "
+            f"{'nothing' if values is None else f'{values.dtype} {values.shape}'}"
+        )
+    return values

@@ -20,8 +20,10 @@ from trainer.data.context_roles import context_roles
 from trainer.data.entity_table import EntityTable
 from trainer.data.errors import DataError
 from trainer.initialize import parameters_on_meta
+from trainer.models.dig import DigNetwork
 from trainer.models.ranking_network import Precision, RankingNetwork
 from trainer.serving.description import ModelDescription, known_classes
+from trainer.serving.encoded_items import E_ND, keep_ranking_path
 from trainer.serving.folder import (
     IDENTITY,
     ITEMS,
@@ -34,7 +36,7 @@ from trainer.serving.folder import (
     read_document,
     verify,
 )
-from trainer.serving.identity import rows_of_items
+from trainer.serving.identity import ENCODED_ITEMS, rows_of_items
 from trainer.serving.request import REQUEST, RequestReader
 from trainer.serving.tables import ServingTables, StoredRows
 
@@ -125,7 +127,7 @@ class Predictor:
         return cls(
             description,
             ServingTables(description.tables, description.rows, _stored_rows(folder, description)),
-            _network(folder, description, precision or description.precision),
+            _network(folder, description, precision or description.precision, arrays),
             reader,
         )
 
@@ -247,20 +249,26 @@ def _stored_rows(folder: Path, description: ModelDescription) -> dict[str, Store
     return {name: (tensors[f"{name}/rows"], tensors.get(f"{name}/scales")) for name in names}
 
 
-def _network(folder: Path, description: ModelDescription, precision: Precision) -> RankingNetwork:
+def _network(
+    folder: Path,
+    description: ModelDescription,
+    precision: Precision,
+    identity: Mapping[str, Tensor],
+) -> RankingNetwork:
     """The network with the exported weights; never more memory than these take."""
     schema = description.schema
     with parameters_on_meta():
-        network = RankingNetwork(
-            description.model,
+        network = description.model.build_network(
             tables=description.tables,
             num_dense=len(schema.dense_features),
             num_tasks=len(schema.labels),
             num_histories=len(schema.histories),
-            roles=None if description.model.next_token is None else context_roles(schema),
+            roles=context_roles(schema),
             precision=precision,
         )
     tensors = _tensors(folder / NETWORK)
+    if isinstance(network, DigNetwork):
+        keep_ranking_path(network, tensors.get(E_ND), num_ids=len(identity[ENCODED_ITEMS]))
     expected = {
         name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()
     }
