@@ -91,10 +91,10 @@ def evaluate(
     max_retries: int = 0,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """Score a part of the log with a run's newest checkpoint, on as many ranks as trained it.
+    """Score a part of the log with a checkpoint of a run, on any number of ranks.
 
     Args:
-        options: further options of `farewell evaluate`, after `--`, such as --split valid
+        options: further options of `farewell evaluate`, after `--`, such as --checkpoint newest
         experiment: that was trained
         folder: run folder, absolute, on storage that all nodes share
         j: nodes x ranks on each, such as 2x8
@@ -138,6 +138,7 @@ def preflight(
     image: str = torchx.IMAGE,
     name: str = "preflight",
     env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
     network: Optional[str] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
@@ -154,6 +155,7 @@ def preflight(
         image: container image
         name: of the job
         env: further environment
+        mounts: mounts of the container, such as type=bind,src=/data,dst=/data
         network: network interface that ranks talk over, such as eth0
         rdzv_port: port on the first node where nodes meet
     """
@@ -165,7 +167,7 @@ def preflight(
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         image=image,
         env=env,
-        mounts=None,
+        mounts=mounts,
         network=network,
         max_retries=0,
         max_restarts=0,

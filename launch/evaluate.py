@@ -2,10 +2,12 @@ r"""Metrics of a run on a part of the log, with intervals, and AUC by bucket.
 
     farewell evaluate trm_rankmixer.movielens1m --folder runs/trm_rankmixer/20260101-120000
     farewell evaluate trm_rankmixer.movielens1m --folder runs/mine --split valid --json valid.json
+    farewell evaluate trm_joint.movielens1m --folder runs/mine --checkpoint newest --ranks 1
     farewell evaluate mine.py:with_next_token --folder runs/mine --generate 50
 
 Settings that were changed on the command line of `farewell train` must be given again. It runs on
-as many ranks as trained the run; under torchrun or torchx this process is one of them.
+as many ranks as saved the checkpoint, or on `--ranks`; under torchrun or torchx this process is one
+of those that these started.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from launch.named import load_named, name_and_options
-from launch.ranks import run_on_ranks
+from launch.experiment_command import experiment_command
+from launch.ranks import run_on_ranks, under_torchrun
 from launch.rows import trained_row
 from launch.terminal import result_console
-from trainer.checkpoint import Checkpoints, read_state
+from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_choice import AUTO, choose
 from trainer.data.dataset import Dataset
 from trainer.evaluation import EvaluationSplit
 from trainer.experiment import Experiment
@@ -42,7 +45,10 @@ class EvaluateCommand:
     Args:
         folder: run folder of `farewell train`.
         split: part of the log.
-        ranks: processes to start on this machine; by default as many as trained the run.
+        checkpoint: `newest`, `best` by the run's train.keep_best, a step, or `auto` for the best
+            where the run has such, else the newest.
+        ranks: processes to start on this machine; by default as many as saved the checkpoint
+            (under torchrun, torchrun decides).
         generate: width of a beam; also generate the tokens of positive impressions' items with
             the next-token objective, and set their recall against the most popular tuples.
         json: file to write the metrics to.
@@ -51,6 +57,7 @@ class EvaluateCommand:
 
     folder: Path
     split: SplitName = "test"
+    checkpoint: str = AUTO
     ranks: int | None = None
     generate: int | None = None
     json: Path | None = None
@@ -59,14 +66,11 @@ class EvaluateCommand:
 
 def main(args: Sequence[str]) -> None:
     """Run `farewell evaluate` with the words that follow the verb."""
-    name, options = name_and_options(args, verb="evaluate", description=__doc__)
-    command = tyro.cli(
-        EvaluateCommand,
-        prog=f"farewell evaluate {name}",
+    command = experiment_command(
+        lambda experiment: EvaluateCommand(folder=tyro.MISSING, experiment=experiment),
+        args,
+        verb="evaluate",
         description=__doc__,
-        default=EvaluateCommand(folder=tyro.MISSING, experiment=load_named(name, Experiment)),
-        args=options,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
     evaluate(command, result_console())
 
@@ -75,16 +79,20 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
     """Score the split on any number of ranks; print and write the metrics.
 
     Raises:
-        ValueError: when there is no checkpoint, or it was saved with other settings.
+        ValueError: when there is no such checkpoint, or it was saved with other settings.
     """
     run, experiment = RunFolder(command.folder), command.experiment
     if command.generate is not None:
         check_can_generate(experiment, command.generate)
-    newest = Checkpoints(run.checkpoints).newest()
-    if newest is None:
-        raise ValueError(f"{run.checkpoints}: no complete checkpoint; train first")
-    world_size = command.ranks or read_state(newest)["world_size"]
-    path = run.path / RunFolder.predictions_of(command.split)
+    chosen = choose(Checkpoints(run.checkpoints), command.checkpoint)
+    world_size = command.ranks or chosen.world_size
+    if under_torchrun():
+        if command.ranks is not None:
+            raise ValueError(f"--ranks {command.ranks}: under torchrun, --nproc-per-node decides")
+        world_size = int(os.environ["WORLD_SIZE"])
+    # What training left of its last weights is not written over with scores of other ones.
+    step = None if chosen.is_newest else chosen.step
+    predictions = RunFolder.predictions_of(command.split, step)
     with console.status(f"scoring {command.split}"):
         run_on_ranks(
             score_split,
@@ -92,7 +100,8 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
             experiment,
             command.folder,
             command.split,
-            path,
+            run.path / predictions,
+            str(chosen.step),
             log_folder=command.folder / "log",
         )
     generated = run.path / f"generated_{command.split}.json"
@@ -106,12 +115,15 @@ def evaluate(command: EvaluateCommand, console: Console) -> None:
                 command.split,
                 command.generate,
                 generated,
+                str(chosen.step),
                 log_folder=command.folder / "log",
             )
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's ranks; the first one tells
         return
-    report = run_report(experiment, run, command.split)
+    report = run_report(experiment, run, command.split, predictions)
+    report["checkpoint"] = {"step": chosen.step, "chosen": chosen.why}
     print_report(report, console)
+    console.print(f"checkpoint of step {chosen.step} ({chosen.why})", markup=False)
     if command.generate is not None:
         report["generation"] = json.loads(generated.read_text())
         console.print(generation_table(report["generation"]))
@@ -134,8 +146,17 @@ def generation_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def run_report(experiment: Experiment, run: RunFolder, split: SplitName) -> dict[str, Any]:
-    """The report of one run on the part of the log that it has scored."""
+def run_report(
+    experiment: Experiment, run: RunFolder, split: SplitName, predictions: str
+) -> dict[str, Any]:
+    """The report of one run on the part of the log that it has scored.
+
+    Args:
+        experiment: that was trained.
+        run: its folder.
+        split: part of the log.
+        predictions: name of the file of scores in the run folder.
+    """
     dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
     splits = dataset.split(experiment.data.split)
     rows = getattr(splits, split)
@@ -146,7 +167,7 @@ def run_report(experiment: Experiment, run: RunFolder, split: SplitName) -> dict
         {experiment.train.seed: run},
         experiment,
         rows,
-        RunFolder.predictions_of(split),
+        predictions,
     )
     return build_report(
         experiment=experiment.name,

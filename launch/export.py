@@ -23,6 +23,7 @@ from rich.text import Text
 
 from launch.named import load_named
 from launch.terminal import result_console
+from trainer.checkpoint_choice import AUTO
 from trainer.experiment import Experiment
 from trainer.report_tables import format_bytes
 from trainer.run_folder import describe_machine, write_json
@@ -54,7 +55,7 @@ class ExportArgs:
     run: tyro.conf.Positional[Path]
     out: Path
     rows: RowKind = "int8"
-    checkpoint: str = "auto"
+    checkpoint: str = AUTO
     precision: Literal["trained", "fp32", "bf16"] = "trained"
     experiment: str | None = None
     measure: bool = True

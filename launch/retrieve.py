@@ -20,8 +20,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from launch.named import load_named, name_and_options
+from launch.experiment_command import experiment_command
 from launch.terminal import result_console
+from trainer.checkpoint_choice import AUTO
 from trainer.experiment import Experiment
 from trainer.loop import SplitName
 from trainer.retrieval_run import Retrieval, TrainedRetriever
@@ -40,6 +41,8 @@ class RetrieveCommand:
             ranked; other pairs are ranked with what MLP_u2t predicts.
         split: measure on this part of the log, in place of answering requests.
         json: file to write the measurement to.
+        checkpoint: `newest`, `best` by the run's train.keep_best, a step, or `auto` for the best
+            where the run has such, else the newest.
         retrieval: beam, list, index.
         experiment: that was trained.
     """
@@ -50,20 +53,18 @@ class RetrieveCommand:
     cross: Path | None = None
     split: SplitName | None = None
     json: Path | None = None
+    checkpoint: str = AUTO
     retrieval: Annotated[Retrieval, tyro.conf.arg(name="")] = field(default_factory=Retrieval)
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
 def main(args: Sequence[str]) -> None:
     """Run `farewell retrieve` with the words that follow the verb."""
-    name, options = name_and_options(args, verb="retrieve", description=__doc__)
-    command = tyro.cli(
-        RetrieveCommand,
-        prog=f"farewell retrieve {name}",
+    command = experiment_command(
+        lambda experiment: RetrieveCommand(folder=tyro.MISSING, experiment=experiment),
+        args,
+        verb="retrieve",
         description=__doc__,
-        default=RetrieveCommand(folder=tyro.MISSING, experiment=load_named(name, Experiment)),
-        args=options,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
     retrieve(command, result_console())
 
@@ -87,7 +88,10 @@ def retrieve(command: RetrieveCommand, console: Console) -> None:
             raise ValueError(f"{path}: no such file")
     if not command.folder.is_dir():
         raise ValueError(f"{command.folder}: no such run folder")
-    model = TrainedRetriever(command.experiment, command.folder, command.retrieval)
+    model = TrainedRetriever(
+        command.experiment, command.folder, command.retrieval, command.checkpoint
+    )
+    console.print(f"checkpoint of step {model.chosen.step} ({model.chosen.why})", markup=False)
     if command.users is not None:
         assert command.out is not None
         with console.status(f"retrieving for {command.users}"):
@@ -99,7 +103,10 @@ def retrieve(command: RetrieveCommand, console: Console) -> None:
         found = model.measure(getattr(model.trainer.splits, command.split))
     console.print(measurement_table(found))
     if command.json is not None:
-        write_json(command.json, {"split": command.split, **found})
+        write_json(
+            command.json,
+            {"split": command.split, "checkpoint_step": model.chosen.step, **found},
+        )
 
 
 def measurement_table(found: Mapping[str, Any]) -> Table:

@@ -33,6 +33,8 @@ from launch.preflight import print_preflight
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks, under_torchrun
 from launch.terminal import result_console
+from trainer.checkpoint import Checkpoints
+from trainer.checkpoint_choice import AUTO, choose
 from trainer.experiment import Experiment
 from trainer.loop import train
 from trainer.report import print_report, write_report
@@ -193,9 +195,17 @@ def _tell(command: TrainCommand, run: RunFolder) -> None:
     console = result_console()
     if run.warm_start_report.exists():
         console.print(warm_start_table(json.loads(run.warm_start_report.read_text())))
-    report = run_report(command.experiment, run, "test")
+    report = run_report(command.experiment, run, "test", RunFolder.predictions_of("test"))
     print_report(report, console)
     write_report(run.path, report)
+    chosen = choose(Checkpoints(run.checkpoints), AUTO)
+    if not chosen.is_newest:
+        console.print(
+            "these are the last step's weights; `farewell evaluate` and `farewell export` take "
+            f"step {chosen.step} ({chosen.why}) unless told --checkpoint newest",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(
         f"{run.path}: report.html; tensorboard --logdir {run.tensorboard}", soft_wrap=True
     )

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,7 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dic
     Raises:
         CheckpointError: when files are damaged or missing, or are of another model.
     """
+    start = time.perf_counter()
     source = open_checkpoint(path, ranks)
     state = source.state
     _check_ranks_of_managed_tables(parallel, source, ranks)
@@ -176,6 +178,9 @@ def load(path: Path, parallel: ParallelModel, ranks: Ranks, *, seed: int) -> dic
     _put_waiting_ids_back(parallel, source, ranks)
     set_step(parallel, state["step"])
     _set_random_state(source, ranks, seed)
+    num_bytes = sum(entry["bytes"] for entry in source.files.values())
+    seconds = time.perf_counter() - start
+    logger.info("%s: %d bytes checked and put in force in %.2f s", path, num_bytes, seconds)
     return state
 
 

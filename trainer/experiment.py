@@ -133,8 +133,8 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints; None for one at the end.
         keep_checkpoints: newest checkpoints that are kept.
         keep_best: metric of the validation part, for instance `valid/click_auc`, whose best
-            checkpoint is kept beside the newest (the least `..._logloss`, else the greatest);
-            checkpoints of steps without evaluation don't take part. None for no such.
+            checkpoint is kept beside the newest (the least `..._logloss`, else the greatest); each
+            evaluation is followed by a checkpoint then. None for no such.
         checkpoint_memory_bytes: most host memory of a rank for the copy that is written while
             training goes on; what is above is written while training waits. None for a quarter of
             the rank's share of the host.

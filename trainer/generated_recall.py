@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tokenization.vocabulary import gen_code
 from trainer.batch import Batch
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_choice import AUTO
 from trainer.data.reader import InteractionReader
 from trainer.data.schema import RowRange
 from trainer.distributed import start_ranks
@@ -40,9 +40,14 @@ _BATCH = 512
 
 
 def generate_split(
-    experiment: Experiment, folder: Path, split: SplitName, width: int, path: Path
+    experiment: Experiment,
+    folder: Path,
+    split: SplitName,
+    width: int,
+    path: Path,
+    checkpoint: str = AUTO,
 ) -> None:
-    """Generate with a run's newest checkpoint and write the recall; every rank calls this.
+    """Generate with a checkpoint of a run and write the recall; every rank calls this.
 
     Args:
         experiment: that was trained, with the same settings.
@@ -50,9 +55,10 @@ def generate_split(
         split: part of the log whose positive impressions are generated for.
         width: of the beam.
         path: JSON file for what :func:`generated_recall` finds.
+        checkpoint: which one, see :func:`~trainer.checkpoint_choice.choose`.
 
     Raises:
-        CheckpointError: when there is no checkpoint, or it is of other settings.
+        CheckpointError: when there is no such checkpoint, or it is of other settings.
         ValueError: when the experiment has no generative objective, or the beam is narrower than
             the list that recall is taken of.
     """
@@ -61,10 +67,7 @@ def generate_split(
     run = RunFolder(folder)
     log_to(run.log(ranks.rank))
     trainer = Trainer(experiment, run, ranks)
-    newest = trainer.checkpoints.newest()
-    if newest is None:
-        raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    trainer.load(newest)
+    trainer.load_chosen(checkpoint)
     found = generated_recall(trainer, getattr(trainer.splits, split), width=width)
     if found is not None:
         write_json(path, {"split": split, **found})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sharding.plan_io import read_given_plan
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_choice import AUTO
 from trainer.distributed import start_ranks
 from trainer.experiment import Experiment
 from trainer.run import Trainer
@@ -72,26 +72,26 @@ def train(
             trainer.run(resume=resume)
 
 
-def score_split(experiment: Experiment, folder: Path, split: SplitName, path: Path) -> None:
-    """Score a part of the log with a run's newest checkpoint; every rank calls this.
+def score_split(
+    experiment: Experiment, folder: Path, split: SplitName, path: Path, checkpoint: str = AUTO
+) -> None:
+    """Score a part of the log with a checkpoint of a run; every rank calls this.
 
     Args:
         experiment: that was trained, with the same settings.
         folder: of the run.
         split: part of the log.
         path: file that the predictions are written to.
+        checkpoint: which one, see :func:`~trainer.checkpoint_choice.choose`.
 
     Raises:
-        CheckpointError: when there is no checkpoint, or it is of other settings.
+        CheckpointError: when there is no such checkpoint, or it is of other settings.
     """
     ranks = start_ranks()
     run = RunFolder(folder)
     log_to(run.log(ranks.rank))
     trainer = Trainer(experiment, run, ranks)
-    newest = trainer.checkpoints.newest()
-    if newest is None:
-        raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    trainer.load(newest)
+    trainer.load_chosen(checkpoint)
     predictions = trainer.score(getattr(trainer.splits, split))
     if predictions is not None:
         predictions.save(path)

@@ -1,4 +1,4 @@
-"""Retrieval with a run's newest checkpoint: for requests from a file, or for a part of the log.
+"""Retrieval with a checkpoint of a run: for requests from a file, or for a part of the log.
 
 Legend: R requests, K items that are kept.
 """
@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint_choice import AUTO
 from trainer.data.dataset import Dataset
 from trainer.data.reader import InteractionReader
 from trainer.data.schema import RowRange
@@ -78,14 +78,17 @@ class TrainedRetriever:
         experiment: that was trained, with the same settings.
         folder: of the run.
         options: see :class:`Retrieval`.
+        checkpoint: which one, see :func:`~trainer.checkpoint_choice.choose`.
 
     Raises:
-        CheckpointError: when there is no checkpoint, or it is of other settings.
+        CheckpointError: when there is no such checkpoint, or it is of other settings.
         IndexMismatchError: when the index is damaged or of another tokenizer.
         ValueError: for a model without a retrieval path.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, options: Retrieval) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: Path, options: Retrieval, checkpoint: str = AUTO
+    ) -> None:
         run = RunFolder(folder)
         ranks = start_ranks()
         log_to(run.log(ranks.rank))
@@ -97,10 +100,7 @@ class TrainedRetriever:
                 f"{experiment.name!r} has no retrieval path; expected a DigModelConfig with "
                 "recall_weight above 0"
             )
-        newest = self.trainer.checkpoints.newest()
-        if newest is None:
-            raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-        self.trainer.load(newest)
+        self.chosen = self.trainer.load_chosen(checkpoint)
         self.trainer.parallel.model.eval()
         self.network = network
         self.sparse = unwrapped(self.trainer.parallel.model).sparse
@@ -263,7 +263,7 @@ def retrieve_part(
     asked: NDArray[np.int64],
     path: Path,
 ) -> None:
-    """Retrieve with a run's newest checkpoint and write a `RetrievedPart`; one rank calls this.
+    """Retrieve with a trained run and write a `RetrievedPart`; one rank calls this.
 
     Args:
         experiment: that was trained, with the same settings.

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from itertools import islice
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 
 from sharding.plan_io import plan_to_json
-from trainer.checkpoint import Checkpoints, load
+from trainer.batch import Batch
+from trainer.checkpoint import CheckpointError, Checkpoints, load
+from trainer.checkpoint_choice import ChosenCheckpoint, choose
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.data.dataset import Dataset
 from trainer.data.reader import InteractionReader
@@ -36,7 +39,7 @@ from trainer.run_inputs import (
     load_tokens,
     sample_dense,
 )
-from trainer.run_model import build_model, resolve_precision, sid_outcome
+from trainer.run_model import build_model, resolve_precision
 from trainer.scoring import score
 from trainer.step_metrics import StepMetrics
 from trainer.stop import StopNotice, StoppedError
@@ -104,8 +107,8 @@ class Trainer:
             keep_best=train_config.keep_best,
             staging_bytes=train_config.checkpoint_memory_bytes or memory_per_rank(ranks)[1] // 4,
         )
-        self.validation: dict[str, float] = {}
         self.step = 0
+        self._owes_evaluation = False
         self.clock = Clock()
 
     def run(self, *, resume: bool) -> None:
@@ -132,7 +135,6 @@ class Trainer:
             with self.watchdog.paused():
                 self.writer.wait()
         predictions = self.score(self.splits.test)
-        sids = sid_outcome(self.parallel.network)
         peak_bytes = int(
             self.ranks.all_reduce(
                 torch.tensor(peak_memory_bytes(), dtype=torch.float64, device=self.ranks.device)
@@ -151,7 +153,6 @@ class Trainer:
                 self.run_folder.result,
                 {
                     **cost,
-                    **sids,
                     "num_ranks": self.ranks.world_size,
                     "precision": self.precision,
                     "peak_rss_bytes": peak_bytes,
@@ -180,6 +181,27 @@ class Trainer:
         check_resumable(path, self.experiment, self.tokens)
         return load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
 
+    def load_chosen(self, which: str) -> ChosenCheckpoint:
+        """Put a checkpoint of the run in force; rank 0 chooses, as the run may still go on.
+
+        Args:
+            which: see :func:`~trainer.checkpoint_choice.choose`.
+
+        Raises:
+            CheckpointError: when there is none such, or it was saved by other settings.
+        """
+        chosen: ChosenCheckpoint | str = ""
+        if self.ranks.is_first:
+            try:
+                chosen = choose(self.checkpoints, which)
+            except CheckpointError as error:
+                chosen = str(error)
+        chosen = self.ranks.broadcast(chosen)
+        if isinstance(chosen, str):
+            raise CheckpointError(chosen)
+        self.load(chosen.path)
+        return chosen
+
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
 
@@ -189,6 +211,7 @@ class Trainer:
         state = self.load(path)
         self.reader.load_state_dict(state["reader"])
         self.step = state["step"]
+        self._owes_evaluation = bool(state.get("owes_evaluation", False))
         self.clock = Clock(state["clock"]["seconds"], state["clock"]["samples"])
         logger.info("resumed %s", path)
 
@@ -201,8 +224,15 @@ class Trainer:
         if self.ranks.is_first:
             write_json(self.run_folder.warm_start_report, [asdict(one) for one in taken])
 
-    def _save(self) -> dict[str, float]:
-        """Begin a checkpoint; what it costs."""
+    def _save(
+        self, validation: dict[str, float] | None = None, *, owes_evaluation: bool = False
+    ) -> dict[str, float]:
+        """Begin a checkpoint; what it costs.
+
+        Args:
+            validation: metrics of these very weights, where they were evaluated.
+            owes_evaluation: they should have been, but the run was told to stop.
+        """
         cost = self.writer.save(
             self.parallel,
             step=self.step,
@@ -212,14 +242,14 @@ class Trainer:
                 "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},
-                "validation": {k: v for k, v in self.validation.items() if math.isfinite(v)},
+                "validation": {k: v for k, v in (validation or {}).items() if math.isfinite(v)},
+                "owes_evaluation": owes_evaluation,
             },
             documents={
                 "config": self.experiment.to_dict(),
                 "plan": plan_to_json(self.parallel.plan),
             },
         )
-        self.validation = {}
         return {
             "checkpoint/seconds_stalled": cost.seconds_stalled,
             "checkpoint/bytes": float(cost.num_bytes),
@@ -249,6 +279,8 @@ class Trainer:
                 num_codes=self.tokens.num_codes if self.tokens else 0,
             ),
         )
+        if self._owes_evaluation:  # since before the run was resumed
+            self._log(tracker, self._evaluate())
         with closing(iter(self.reader)) as batches:
             while self.step < self.num_steps:
                 stop = self._next_stop()
@@ -259,27 +291,30 @@ class Trainer:
                     if tracker is not None:
                         tracker.advance(self.step)
                     if self.step % config.log_every == 0 or self.step == self.num_steps:
-                        values = metrics.take(self.step, pipeline)
-                        if tracker is not None:
-                            tracker.log(self.step, self.clock.samples, values)
+                        self._log(tracker, metrics.take(self.step, pipeline))
                 pipeline.detach()
-                if pipeline.stopping:  # before all else: time may be short
+                evaluates = self._is_due(config.eval_every or self.steps_per_epoch)
+                validation: dict[str, float] = {}
+                try:
+                    if pipeline.stopping:
+                        raise StoppedError(self._told_to_stop())
+                    if evaluates:
+                        validation = self._evaluate()
+                        self._log(tracker, validation)
+                except StoppedError as error:  # save before all else: time may be short
                     with self.watchdog.paused():
-                        self._save()
+                        self._save(owes_evaluation=evaluates)
                         self.writer.wait()
-                if self._is_due(config.eval_every or self.steps_per_epoch):
-                    self.validation = self._evaluate()
-                    if tracker is not None:
-                        tracker.log(self.step, self.clock.samples, self.validation)
-                if pipeline.stopping:
-                    received = self.stop_notice.received
-                    told = "another rank" if received is None else received.name
-                    raise StoppedError(f"told to stop ({told}): saved after step {self.step}")
-                if self._is_due(config.checkpoint_every):
+                    raise StoppedError(f"{error}: saved after step {self.step}") from error
+                is_candidate = evaluates and config.keep_best is not None
+                if self._is_due(config.checkpoint_every) or is_candidate:
                     with self.watchdog.paused():
-                        values = self._save()
-                    if tracker is not None:
-                        tracker.log(self.step, self.clock.samples, values)
+                        values = self._save(validation)
+                    self._log(tracker, values)
+
+    def _log(self, tracker: Tracker | None, values: dict[str, float]) -> None:
+        if tracker is not None:
+            tracker.log(self.step, self.clock.samples, values)
 
     def _next_stop(self) -> int:
         """The next step after which the run evaluates, saves or ends."""
@@ -315,7 +350,11 @@ class Trainer:
         return validation_metrics(self.dataset, self.splits.valid, predictions)
 
     def score(self, rows: RowRange) -> Predictions | None:
-        """Probabilities of a range of rows, on rank 0; None elsewhere."""
+        """Probabilities of a range of rows, on rank 0; None elsewhere.
+
+        Raises:
+            StoppedError: on every rank, when one was told to stop meanwhile.
+        """
         reader = InteractionReader(
             self.dataset,
             rows=rows,
@@ -327,5 +366,18 @@ class Trainer:
             seed=0,
             drop_last=False,
         )
-        batches = self.watchdog.beating(reader)
-        return score(self.parallel.model, batches, self.ranks, self.dataset.schema.labels)
+        with closing(iter(reader)) as read:
+            batches = self._until_told(self.watchdog.beating(read))
+            return score(self.parallel.model, batches, self.ranks, self.dataset.schema.labels)
+
+    def _until_told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, as long as no rank is told to stop; every rank has as many."""
+        for batch in batches:
+            told = torch.tensor(float(self.stop_notice.received is not None))
+            if float(self.ranks.all_reduce(told.to(self.ranks.device))) > 0:
+                raise StoppedError(f"{self._told_to_stop()} while it scored")
+            yield batch
+
+    def _told_to_stop(self) -> str:
+        received = self.stop_notice.received
+        return f"told to stop ({'another rank' if received is None else received.name})"

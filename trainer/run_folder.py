@@ -57,9 +57,14 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @staticmethod
-    def predictions_of(split: str) -> str:
-        """Name of the file of scores of a part of the log."""
-        return f"predictions_{split}.parquet"
+    def predictions_of(split: str, step: int | None = None) -> str:
+        """Name of the file of scores of a part of the log.
+
+        Args:
+            split: the part.
+            step: of the checkpoint that scored it; None for the run's newest.
+        """
+        return f"predictions_{split}{'' if step is None else f'_step_{step:010d}'}.parquet"
 
     @property
     def result(self) -> Path:

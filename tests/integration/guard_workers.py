@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from launch.preflight import PROBES, preflight
 from tests.integration.workers import stopping_at
+from trainer import run
 from trainer.distributed import stop_ranks
 from trainer.experiment import Experiment
 from trainer.loop import train
@@ -68,6 +70,47 @@ def train_and_signal(experiment: Experiment, folder: Path, step: int, rank: int)
         (folder / f"message_{os.environ['RANK']}.txt").write_text(str(error))
     assert not (stopped / "result.json").exists()
     train(experiment, stopped, resume=True)
+    stop_ranks()
+
+
+def be_told_while_scoring(experiment: Experiment, folder: Path) -> None:
+    """Train, with SIGTERM to rank 1 in the first evaluation; go on, with one in the last scoring.
+
+    Leaves what was said; then goes on to the end.
+    """
+    real = run.score
+    stopped, said = folder / "told_while_scoring", []
+
+    def score_and_tell(model, batches, *more):
+        def told():
+            for at, batch in enumerate(batches):
+                if at == 0 and os.environ["RANK"] == "1":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return real(model, told(), *more)
+
+    run.score = score_and_tell
+    try:
+        train(experiment, stopped)
+    except StoppedError as error:
+        said.append(str(error))
+    calls = 0
+
+    def tell_the_last(*arguments):
+        nonlocal calls
+        calls += 1
+        return (score_and_tell if calls == 4 else real)(*arguments)
+
+    run.score = tell_the_last  # what is owed of step 10, steps 20 and 22, the test part
+    try:
+        train(experiment, stopped, resume=True)
+    except StoppedError as error:
+        said.append(str(error))
+    run.score = real
+    assert not (stopped / "result.json").exists()
+    train(experiment, stopped, resume=True)
+    (folder / f"said_{os.environ['RANK']}.json").write_text(json.dumps(said))
     stop_ranks()
 
 

@@ -34,9 +34,10 @@ def train_until_the_disk_is_full(experiment: Experiment, folder: Path) -> None:
     train(experiment, folder)
 
 
-def score_test(experiment: Experiment, folder: Path, path: Path) -> None:
-    """Score the test part with the newest checkpoint."""
-    score_split(experiment, folder, "test", path)
+def score_newest_and_best(experiment: Experiment, folder: Path, out: Path) -> None:
+    """Score the test part with the newest checkpoint, and the validation part with the best."""
+    score_split(experiment, folder, "test", out / "test.parquet", "newest")
+    score_split(experiment, folder, "valid", out / "valid.parquet")
     stop_ranks()
 
 

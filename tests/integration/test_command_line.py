@@ -47,7 +47,9 @@ def farewell(workspace, *words):
 def run(workspace):
     """Run folder of a training run on two ranks that was started from the command line."""
     words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one", "--json", "one.json"]
+    words += ["--train.keep-best", "valid/click_auc"]
     found = farewell(workspace, "train", *words, "--ranks", 2)
+    (workspace / "said.txt").write_text(found.stdout)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "runs/one" in found.stdout
     assert "Traceback" not in found.stderr
@@ -169,14 +171,26 @@ def test_numbers_are_plausible(lines):
     )
 
 
-def test_evaluate_scores_a_part_with_the_newest_checkpoint(run, workspace, lines):
-    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one"]
+def test_training_says_which_checkpoint_is_taken_where_it_is_not_the_last(workspace, lines):
+    early, last = (line["valid/click_auc"] for line in lines if "valid/click_auc" in line)
+    said = " ".join((workspace / "said.txt").read_text().split())
+    told = f"`farewell export` take step 4 (best by valid/click_auc, {early:.5f}) unless told"
+    assert (told in said) == (early >= last)
+
+
+def test_evaluate_scores_a_part_with_the_checkpoint_that_is_asked_for(run, workspace, lines):
+    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one", "--checkpoint", "4"]
     words += ["--split", "valid", "--json", "valid.json", "--generate", "12"]
     found = farewell(workspace, "evaluate", *words)
     assert found.returncode == 0, found.stdout + found.stderr
     report = json.loads((workspace / "valid.json").read_text())
     (row,) = report["rows"]
-    *_, evaluated = (line for line in lines if "valid/click_auc" in line)
+    evaluated, last = (line for line in lines if "valid/click_auc" in line)
+    assert evaluated["valid/click_auc"] != last["valid/click_auc"]
+    assert report["checkpoint"] == {"step": 4, "chosen": "asked for"}
+    assert "checkpoint of step 4 (asked for)" in found.stdout
+    assert (run / "predictions_valid_step_0000000004.parquet").is_file()
+    assert not (run / "predictions_valid.parquet").exists()
     assert row["metrics"]["click"]["auc"] == pytest.approx(evaluated["valid/click_auc"], abs=1e-6)
     generation = report["generation"]
     assert (generation["split"], generation["beam_width"]) == ("valid", 12)

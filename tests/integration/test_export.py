@@ -15,12 +15,12 @@ from launch.export import ExportArgs, export
 from launch.terminal import result_console
 from tests.integration.rank_processes import run_ranks
 from tokenization.artifact import TokenArtifact
+from trainer.checkpoint import CheckpointError
 from trainer.data.errors import DataError
 from trainer.data.ragged import Ragged
 from trainer.loop import train
 from trainer.predictions import Predictions
 from trainer.serving.export import TrainedRun, export_run
-from trainer.serving.folder import ServingError
 from trainer.serving.identity import KeptRows
 from trainer.serving.measure import TOLERANCE
 from trainer.serving.predictor import Predictor
@@ -187,7 +187,7 @@ def test_checkpoint_is_chosen_as_asked(trained, tmp_path):
         for step in ("10", "20")
     }
     assert run["auto"].source.state["step"] == int(max(auc, key=auc.get))
-    with pytest.raises(ServingError, match="there are those of steps 10, 20"):
+    with pytest.raises(CheckpointError, match="there are those of steps 10, 20"):
         TrainedRun.open(trained, checkpoint="5")
 
 

@@ -1,5 +1,6 @@
 """Preflight, stop signals and watchdog on two ranks."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -37,10 +38,16 @@ def test_preflight_names_the_rank_that_does_not_answer(worker, message):
 
 
 @pytest.fixture(scope="module")
-def stopped(smoke, tmp_path_factory):
+def in_small_batches(smoke):
+    """Evaluated in several batches."""
+    return replace(smoke, train=replace(smoke.train, eval_batch_size=256))
+
+
+@pytest.fixture(scope="module")
+def stopped(in_small_batches, tmp_path_factory):
     """Runs: trained whole, and told to stop at step 13 by a signal to rank 1 alone."""
     folder = tmp_path_factory.mktemp("signal")
-    run_ranks(guard_workers.train_and_signal, 2, smoke, folder, 13, 1)
+    run_ranks(guard_workers.train_and_signal, 2, in_small_batches, folder, 13, 1)
     return folder
 
 
@@ -62,6 +69,31 @@ def test_what_was_stopped_ends_like_what_was_not(stopped):
         (stopped / run / "predictions_test.parquet").read_bytes() for run in ("whole", "stopped")
     ]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.faults
+def test_told_while_scoring_a_run_saves_at_once_and_scores_when_it_goes_on(
+    in_small_batches, stopped
+):
+    """A long evaluation would not end before the time that the signal leaves."""
+    run_ranks(guard_workers.be_told_while_scoring, 2, in_small_batches, stopped)
+    for rank, who in enumerate(("another rank", "SIGTERM")):
+        first, last = json.loads((stopped / f"said_{rank}.json").read_text())
+        assert first == f"told to stop ({who}) while it scored: saved after step 10"
+        assert last == f"told to stop ({who}) while it scored"
+    told, whole = stopped / "told_while_scoring", stopped / "whole"
+    name = "predictions_test.parquet"
+    assert (told / name).read_bytes() == (whole / name).read_bytes()
+    evaluated = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "time"}
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+            if "valid/click_auc" in line
+        ]
+        for run in (told, whole)
+    ]
+    assert evaluated[0] == evaluated[1]
+    assert [line["step"] for line in evaluated[0]] == [10, 20, 22]
 
 
 @pytest.mark.faults

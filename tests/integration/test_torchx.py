@@ -73,8 +73,9 @@ def test_every_rank_has_its_logs(run):
 
 
 @pytest.mark.slow
-def test_evaluation_runs_on_as_many_ranks(run, workspace):
-    words = ["--experiment", "trm_rankmixer.smoke", "--folder", run, "-j", "2x1", "-h", "laptop"]
+@pytest.mark.parametrize("shape", ["2x1", "1x1"])
+def test_evaluation_runs_on_any_number_of_ranks(run, workspace, shape):
+    words = ["--experiment", "trm_rankmixer.smoke", "--folder", run, "-j", shape, "-h", "laptop"]
     words += ["--rdzv_port", free_port(), "--", *SHORT, "--split", "valid", "--json", "valid.json"]
     found = torchx(workspace, "evaluate", *words)
     assert found.returncode == 0, found.stdout + found.stderr + logs(run)

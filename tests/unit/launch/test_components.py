@@ -149,6 +149,16 @@ def test_cpu_host_fits_its_machine():
     assert 0.8 < resource.memMB * 2**20 / (machine.ddr_bytes * machine.ranks_per_node) <= 0.95
 
 
+def test_what_runs_in_a_container_sees_what_is_mounted():
+    """Also the preflight, whose logs go to storage that all nodes share."""
+    words = {"plan": ["--experiment", "a.b"], "compare": ["--comparison", "a.b"]}
+    words |= {"train": TRAIN, "evaluate": TRAIN, "preflight": ["--folder", "/shared/logs"]}
+    for name in NAMES:
+        mounts = ["--mounts", "type=bind,src=/lustre,dst=/shared"]
+        (mount,) = role(getattr(components, name), [*words.get(name, []), *mounts]).mounts
+        assert (mount.src_path, mount.dst_path) == ("/lustre", "/shared"), name
+
+
 def test_unknown_resource_is_an_error_that_suggests_one():
     with pytest.raises(KeyError, match="Did you mean `h100x8`"):
         command(["-h", "h100x9"])
