@@ -39,7 +39,7 @@ from trainer.run_inputs import (
     load_tokens,
     sample_dense,
 )
-from trainer.run_model import build_model, resolve_precision
+from trainer.run_model import build_model, resolve_precision, sid_outcome
 from trainer.scoring import score
 from trainer.step_metrics import StepMetrics
 from trainer.stop import StopNotice, StoppedError
@@ -135,6 +135,7 @@ class Trainer:
             with self.watchdog.paused():
                 self.writer.wait()
         predictions = self.score(self.splits.test)
+        sids = sid_outcome(self.parallel.network)
         peak_bytes = int(
             self.ranks.all_reduce(
                 torch.tensor(peak_memory_bytes(), dtype=torch.float64, device=self.ranks.device)
@@ -153,6 +154,7 @@ class Trainer:
                 self.run_folder.result,
                 {
                     **cost,
+                    **sids,
                     "num_ranks": self.ranks.world_size,
                     "precision": self.precision,
                     "peak_rss_bytes": peak_bytes,

@@ -23,11 +23,14 @@ from trainer.data.dataset import Dataset
 from trainer.data.item_features import most_exposed_items
 from trainer.data.parts import ParquetPart, required_columns
 from trainer.data.schema import DatasetSchema, Split
+from trainer.data.static_features import read_static_features
 from trainer.distributed import runs_bf16_natively
 from trainer.models.ranking_network import Precision, RankingModelConfig
-from trainer.modules.parallel_tokens import ItemConfig, TokenItemConfig
+from trainer.modules.learned_tokens import LearnedTokensConfig
+from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.run_folder import RunFolder, package_versions
 from trainer.serving.description import ModelDescription, known_classes, restored
+from trainer.serving.encoded_items import encoded_items, ranking_weights
 from trainer.serving.folder import (
     EXPERIMENT,
     IDENTITY,
@@ -42,6 +45,7 @@ from trainer.serving.folder import (
     write_document,
     written_whole,
 )
+from trainer.serving.identity import ENCODED_ITEMS
 from trainer.serving.predictor import Predictor
 from trainer.serving.tables import RowKind, quantize, stored_shapes
 from trainer.stored_state import StoredState, TensorFile
@@ -132,6 +136,13 @@ class TrainedRun:
         return tokens
 
     @property
+    def ranking_tables(self) -> tuple[TableSpec, ...]:
+        """Those that ranking reads: not the SID embeddings of a DIG model."""
+        if not isinstance(self.model.item, LearnedTokensConfig):
+            return self.tables
+        return tuple(table for table in self.tables if table.pooling != "none")
+
+    @property
     def precision(self) -> Precision:
         """In which the run computed, or would on this machine."""
         if self.folder.result.exists():
@@ -163,12 +174,6 @@ def export_run(
         ValueError: for whatever is wrong with checkpoint, tokens or log.
     """
     source = run.source
-    if type(run.model) is not RankingModelConfig or not isinstance(run.model.item, ItemConfig):
-        raise ServingError(
-            f"{source.path}: a {type(run.model).__name__} whose items are "
-            f"{type(run.model.item).__name__} can't be exported: what stands for an item must be "
-            "its ID or tokens of an artifact, not tokens that the model learns itself"
-        )
     source.verify()
     tokens = run.tokens()
     description = ModelDescription(
@@ -178,7 +183,7 @@ def export_run(
         precision=precision or run.precision,
         schema=run.schema,
         model=_without_unused_parts(run.model),
-        tables=run.tables,
+        tables=run.ranking_tables,
         vocabulary=None if tokens is None else tokens.vocabulary_fingerprint,
     )
     with written_whole(out) as folder:
@@ -192,7 +197,7 @@ def export_run(
             {"experiment": run.trained, "checkpoint": state, "versions": package_versions()},
         )
         _write_tables(folder / TABLES, run, rows)
-        _write_network(folder / NETWORK, source, description)
+        _write_network(folder / NETWORK, run, description)
         identity = _identity(run)
         if identity:
             save_file(identity, folder / IDENTITY)
@@ -221,14 +226,14 @@ def _without_unused_parts(model: RankingModelConfig) -> RankingModelConfig:
 def _write_tables(path: Path, run: TrainedRun, kind: RowKind) -> None:
     """One table at a time in memory."""
     entries = []
-    for table in run.tables:
+    for table in run.ranking_tables:
         values, scales = stored_shapes(table, kind)
         entries.append((f"{table.name}/rows", torch.uint8, values))
         if scales is not None:
             entries.append((f"{table.name}/scales", torch.uint8, scales))
     file = TensorFile(path, entries)
     try:
-        for table in run.tables:
+        for table in run.ranking_tables:
             weight_RD = run.source.whole(f"table/{table.name}/weight")
             if tuple(weight_RD.shape) != (table.rows, table.dim):
                 raise ServingError(
@@ -244,20 +249,28 @@ def _write_tables(path: Path, run: TrainedRun, kind: RowKind) -> None:
         raise
 
 
-def _write_network(path: Path, source: StoredState, description: ModelDescription) -> None:
+def _write_network(path: Path, run: TrainedRun, description: ModelDescription) -> None:
     tensors: dict[str, Tensor] = {}
+    source = run.source
     for name in source.tensors:
         if name.startswith("network/") and name.endswith(_VALUE):
             parameter = name.removeprefix("network/").removesuffix(_VALUE)
             if description.model.next_token is not None or not parameter.startswith(_NEXT_TOKEN):
                 tensors[parameter] = source.whole(name)
+    if isinstance(item := run.model.item, LearnedTokensConfig):
+        if item.embeddings is not None:  # a checkpoint has it as text
+            item = replace(item, embeddings=Path(item.embeddings))
+        features = read_static_features(run.dataset(), item)
+        tensors = ranking_weights(tensors, encoded_items(item, tensors, features))
     save_file(tensors, path)
 
 
 def _identity(run: TrainedRun) -> dict[str, Tensor]:
     """Maps from ids to rows that neither ids nor tokens tell."""
     found: dict[str, NDArray[np.int64]] = {}
-    for table in run.tables:
+    if isinstance(run.model.item, LearnedTokensConfig):
+        found[ENCODED_ITEMS] = run.dataset().item_ids
+    for table in run.ranking_tables:
         if table.managed is not None:
             found |= _managed_map(run.source, table)
         elif isinstance(run.model.item, TokenItemConfig) and "item_id" in table.features:
