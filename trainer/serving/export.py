@@ -257,12 +257,16 @@ def _write_network(path: Path, run: TrainedRun, description: ModelDescription) -
             parameter = name.removeprefix("network/").removesuffix(_VALUE)
             if description.model.next_token is not None or not parameter.startswith(_NEXT_TOKEN):
                 tensors[parameter] = source.whole(name)
-    if isinstance(item := run.model.item, LearnedTokensConfig):
-        if item.embeddings is not None:  # a checkpoint has it as text
-            item = replace(item, embeddings=Path(item.embeddings))
-        features = read_static_features(run.dataset(), item)
-        tensors = ranking_weights(tensors, encoded_items(item, tensors, features))
+    if isinstance(run.model.item, LearnedTokensConfig):
+        tensors = ranking_weights(tensors, _encoded(run, run.model.item, tensors))
     save_file(tensors, path)
+
+
+def _encoded(run: TrainedRun, config: LearnedTokensConfig, weights: Mapping[str, Tensor]) -> Tensor:
+    """e_v of every item of the log."""
+    if config.embeddings is not None:  # a checkpoint has it as text
+        config = replace(config, embeddings=Path(config.embeddings))
+    return encoded_items(config, weights, read_static_features(run.dataset(), config))
 
 
 def _identity(run: TrainedRun) -> dict[str, Tensor]:
