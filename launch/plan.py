@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.calibrate import calibrate
-from launch.named import load_named, name_and_options
+from launch.experiment_command import experiment_command
+from launch.named import load_named
 from launch.terminal import result_console
 from sharding.dry_run import DryRunRequest, DryRunResult, dry_run
 from sharding.figures import write_figures
@@ -95,14 +96,11 @@ def main(args: Sequence[str]) -> None:
     if args and args[0] == "--calibrate":
         _calibrate(tyro.cli(CalibrateCommand, prog="farewell plan", args=args))
         return
-    name, options = name_and_options(args, verb="plan", description=__doc__)
-    command = tyro.cli(
-        PlanCommand,
-        prog=f"farewell plan {name}",
+    command = experiment_command(
+        lambda experiment: PlanCommand(experiment=experiment),
+        args,
+        verb="plan",
         description=__doc__,
-        default=PlanCommand(experiment=load_named(name, Experiment)),
-        args=options,
-        config=(tyro.conf.AvoidSubcommands,),
     )
     console = result_console()
     experiment = command.experiment
