@@ -28,7 +28,7 @@ from rich.table import Table
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from launch.evaluate import run_report
-from launch.named import load_named, name_and_options
+from launch.experiment_command import experiment_command
 from launch.preflight import print_preflight
 from launch.prepare import prepare
 from launch.ranks import run_on_ranks, under_torchrun
@@ -84,14 +84,11 @@ class TrainCommand:
 
 def main(args: Sequence[str]) -> None:
     """Run `farewell train` with the words that follow the verb."""
-    name, options = name_and_options(args, verb="train", description=__doc__)
-    command = tyro.cli(
-        TrainCommand,
-        prog=f"farewell train {name}",
+    command = experiment_command(
+        lambda experiment: TrainCommand(experiment=experiment),
+        args,
+        verb="train",
         description=__doc__,
-        default=TrainCommand(experiment=load_named(name, Experiment)),
-        args=options,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
     chosen_warm_start(command)  # refused before data is prepared
     if under_torchrun():
