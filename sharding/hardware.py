@@ -275,7 +275,7 @@ def machine_from_json(path: Path) -> Machine:
     """
     try:
         values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
         raise ValueError(f"{path}: not JSON ({error})") from error
     names = {field.name for field in fields(Machine)}
     if not isinstance(values, dict) or set(values) != names:

@@ -40,6 +40,24 @@ def test_every_component_is_in_the_guide():
         assert f"`{name}`" in table
 
 
+def test_the_image_holds_every_package_and_installs_as_a_fresh_machine_does():
+    """No container runtime is here to build it with: what it names must be there."""
+    text = (ROOT / "Containerfile").read_text()
+    copied = {
+        word
+        for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    assert all((ROOT / name).exists() for name in copied)
+    setup = (ROOT / "setup.cfg").read_text()
+    packages = re.search(r"^include = (.*)$", setup, re.MULTILINE).group(1)
+    assert {name.strip().rstrip("*") for name in packages.split(",")} <= copied
+    needed = re.search(r"^\$\(STAMP\): (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"[\w.]+\.(?:cfg|toml)", needed.group(1))) <= copied
+    devices = {path.stem for path in (ROOT / "requirements").glob("*.txt")} & {"cpu", "cuda"}
+    assert devices == set(re.findall(r"DEVICE=(cpu|cuda)", text))
+
+
 def test_what_the_guide_says_of_code_is_so():
     for code in re.findall(r"`((?:tests|launch|docs)/[\w/.]+)`", GUIDE):
         assert (ROOT / code).exists(), code

@@ -57,7 +57,24 @@ def test_the_check_would_see_a_pickle():
     assert [name for name, _ in calls(bad)] == ["torch.load", "np.load"]
 
 
-@pytest.mark.parametrize("template", sorted(ROOT.glob("t*/*.j2")), ids=lambda path: path.name)
+TEMPLATES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.j2"))
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_no_template_lets_markup_through(template):
     assert "|safe" not in template.read_text().replace(" ", "")
     assert "autoescape false" not in template.read_text()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_page_is_written_by_an_environment_that_escapes(package):
+    """jinja2 escapes nothing unless it is told to."""
+    for path in (ROOT / package).rglob("*.py"):
+        for function, keywords in calls(ast.parse(path.read_text())):
+            if function.startswith("jinja2.") and function.endswith("Environment"):
+                assert keywords.get("autoescape") == "True", path
+            assert function not in ("Template", "jinja2.Template", "Markup", "Environment"), path
+
+
+def test_there_are_templates_to_look_at():
+    assert len(TEMPLATES) >= 4

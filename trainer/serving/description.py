@@ -156,10 +156,23 @@ class ModelDescription:
             restored(table, TableSpec, classes, at=f"model.json: tables[{n}]")
             for n, table in enumerate(tables)
         )
-        check_tables(specs)
+        try:
+            check_tables(specs)
+        except ValueError as error:
+            raise ServingError(f"model.json: {error}") from error
+        step, vocabulary = values.get("step"), values.get("vocabulary")
+        if type(step) is not int or step < 0:
+            raise ServingError(
+                f"model.json: step is {str(step)[:60]!r}, expected a number of at least 0"
+            )
+        if not isinstance(vocabulary, str | None):
+            raise ServingError(
+                f"model.json: vocabulary is {str(vocabulary)[:60]!r}, expected a fingerprint or "
+                "null"
+            )
         return cls(
             name=str(values.get("name")),
-            step=int(values.get("step", 0)),
+            step=step,
             rows=values["rows"],
             precision=values["precision"],
             schema=restored(values.get("schema"), DatasetSchema, classes, at="model.json: schema"),
@@ -167,5 +180,5 @@ class ModelDescription:
                 values.get("model"), RankingModelConfig, classes, at="model.json: model"
             ),
             tables=specs,
-            vocabulary=values.get("vocabulary"),
+            vocabulary=vocabulary,
         )

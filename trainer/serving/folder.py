@@ -6,7 +6,7 @@
 | `experiment.json` | experiment and checkpoint that it was exported from: a record, never read |
 | `tables.safetensors` | rows of every table, quantised, with their scales |
 | `network.safetensors` | weights of the network |
-| `identity.safetensors` | which rows items have, where neither tokens nor ids tell; items that DIG encoded |
+| `identity.safetensors` | rows of items, where neither tokens nor ids tell; items encoded by DIG |
 | `items.parquet`, `users.parquet` | static features, where the schema has some |
 | `tokens/` | the token artifact, for models that read tokens |
 | `manifest.json` | size and SHA-256 of every other file, written last |
@@ -140,14 +140,16 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     try:
         num_bytes = path.stat().st_size
-        if num_bytes > MAX_JSON_BYTES:
-            raise ServingError(f"{path}: {num_bytes} bytes, at most {MAX_JSON_BYTES} are read")
-        values = json.loads(path.read_bytes())
+        data = b"" if num_bytes > MAX_JSON_BYTES else path.read_bytes()
     except OSError as error:
         raise ServingError(
             f"{path}: can't be read ({error.strerror}); the folder is no complete export"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    if num_bytes > MAX_JSON_BYTES:
+        raise ServingError(f"{path}: {num_bytes} bytes, at most {MAX_JSON_BYTES} are read")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
         raise ServingError(f"{path}: is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise ServingError(f"{path}: holds no JSON object")

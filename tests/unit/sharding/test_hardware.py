@@ -50,3 +50,7 @@ def test_wrong_machines_are_refused_by_name(tmp_path):
     path.write_text(json.dumps({"name": "mine", "speed": 3}))
     with pytest.raises(ValueError, match=r"machine.json.*missing.*unknown: \['speed'\]"):
         machine_from_json(path)
+    for text in ("", "{", "[" * 100_000, "9" * 5000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"machine\.json: not JSON"):
+            machine_from_json(path)

@@ -135,6 +135,15 @@ def test_no_folder(tmp_path):
         TokenArtifact.load(tmp_path / "tokens")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "9" * 5000, "\udcff"])
+def test_manifest_that_is_no_json(tmp_path, text):
+    folder = tmp_path / "tokens"
+    fit().save(folder)
+    (folder / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(TokenArtifactError, match=r"manifest\.json: expected JSON"):
+        TokenArtifact.load(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["tokens.parquet", "codebooks.safetensors", "merges.parquet", "manifest.json"]
 )

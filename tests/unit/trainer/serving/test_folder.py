@@ -98,7 +98,12 @@ def test_manifest_names_files_of_an_export_alone(export, name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is no JSON"), ("[]", "no JSON object"), ("[" * 100_000, "is no JSON")],
+    [
+        ("", "is no JSON"),
+        ("[]", "no JSON object"),
+        ("[" * 100_000, "is no JSON"),
+        ("9" * 5000, "is no JSON"),
+    ],
 )
 def test_document_that_is_none(export, text, message):
     (export / "manifest.json").write_text(text)
