@@ -245,7 +245,10 @@ def diagnose(notes: Sequence[Note], num_ranks: int, stages: Sequence[str]) -> st
         late = sorted(set(range(num_ranks)) - entered[stage])
         if late:
             names = ", ".join(by_rank[rank].name for rank in late)
-            return f"preflight: {names} hangs before {stage}, which the other ranks wait in"
+            return (
+                f"preflight: {names} hangs before {stage}, which the other ranks wait in. Look at "
+                "its log, its device, its host"
+            )
         failed = {note.rank: note for note in notes if note.error and note.stage == stage}
         inside = sorted(set(range(num_ranks)) - left[stage])
         if inside:

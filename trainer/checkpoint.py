@@ -275,7 +275,7 @@ def _check_ranks_of_managed_tables(
         raise CheckpointError(
             f"{source.path}: saved by {saved_by} ranks, this run has {ranks.world_size}, but which "
             f"rank holds an id of the managed table {', '.join(tables)} depends on their number; "
-            f"resume on {saved_by} ranks"
+            f"take {saved_by} ranks"
         )
 
 

@@ -41,6 +41,7 @@ _STORE_TIMEOUT = timedelta(seconds=20)
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _ROOT = Path(__file__).resolve().parent.parent
 _WAITS_FOR_OTHERS = ("/torch/", "/torchrec/", "/trainer/pipeline.py", "/trainer/distributed.py")
+_CURE = "mend the cause, then go on from the newest checkpoint with --resume"
 
 Item = TypeVar("Item")
 
@@ -174,7 +175,7 @@ class Watchdog:
         except (RuntimeError, OSError):  # the store is gone with its host
             return (
                 f"{_name(own)} stands still in {own.where}, and the job's store does not answer: "
-                "the process or host of rank 0, which holds it, is stopped or lost"
+                f"the process or host of rank 0, which holds it, is stopped or lost; {_CURE}"
             )
         return verdict(standing, everyone, self._ranks.world_size, self._seconds)
 
@@ -227,7 +228,7 @@ def verdict(
     silent = [hosts[rank] for rank in sorted(hosts) if rank not in told]
     hanging = sorted((entry for entry in standing if not entry.waits), key=lambda entry: entry.rank)
     start = f"no step for {seconds:g} s: "
-    end = "; stacks of all ranks are in log/rank_<n>.log of the run folder"
+    end = f"; stacks of all ranks are in log/rank_<n>.log of the run folder; {_CURE}"
     if silent:
         names = ", ".join(map(_name, silent))
         return f"{start}{names} does not answer (process stopped, or host lost){end}"

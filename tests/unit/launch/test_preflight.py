@@ -40,6 +40,7 @@ def test_a_rank_that_does_not_enter_what_others_wait_in_is_named():
     notes += notes_of(2, upto="all_to_all")
     message = diagnose(notes, 4, STAGES)
     assert "rank 2 (host n1, local rank 0) hangs before all_to_all" in message
+    assert "Look at its log" in message
     assert "rank 1" not in message
 
 

@@ -32,6 +32,7 @@ def test_a_rank_that_says_nothing_comes_first():
     told = [standing(0), standing(1, "a.py:1 f", False), standing(2)]
     message = verdict(told, everyone(4), 4, 600)
     assert "rank 3 (host n1, local rank 1) does not answer" in message
+    assert message.endswith("go on from the newest checkpoint with --resume")
     assert "hangs" not in message
 
 
