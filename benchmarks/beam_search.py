@@ -22,25 +22,16 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from record import Record, compare_in_turn, records_table, write_results
-from torch import Tensor
+from beam_search_sides import Searcher, check_as_loop, check_exact, network_of, request_of
+from record import Record, compare_in_turn, records_table, results_file, write_results
 
-from sharding.tables import TableSpec
-from trainer.generation import TupleTrie
 from trainer.host_memory import reuse_freed_memory
-from trainer.models.dcn_moe import DCNMoEConfig
-from trainer.models.dig import DigNetwork
-from trainer.models.dig_config import DigModelConfig
-from trainer.modules.learned_tokens import LearnedTokensConfig, StaticField
-from trainer.modules.next_token_config import ContextRoles
 from trainer.modules.request_encoder import Request
-from trainer.modules.target_attention import Past
-from trainer.prefix_search import prefix_search
-from trainer.retrieval import DigScorer
 from trainer.run_folder import write_json
 
 BATCHED_AT_LEAST = 10.0
 WITHIN = 0.5
+TRIE, DENSE, FREE = "existing prefixes", "dense SIDs", "all prefixes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +42,7 @@ class Settings:
         catalogues: Numbers of items.
         num_levels: L.
         num_codes: K.
+        dense_codes: K of a code space that every catalogue fills.
         width: Beams.
         users: Searched together.
         history: Items in each user's history.
@@ -64,110 +56,39 @@ class Settings:
     catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     num_levels: int = 4
     num_codes: int = 256
+    dense_codes: int = 16
     width: int = 50
     users: int = 32
     history: int = 50
-    rounds: int = 3
+    rounds: int = 5
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     json: Path | None = None
     write_note: bool = False
 
 
-def network_of(settings: Settings) -> DigNetwork:
-    """Four fields and d = 64 as in the paper; six dense features, two of them cross."""
-    item = LearnedTokensConfig(
-        fields=tuple(StaticField(name=f"field_{number}", rows=10) for number in range(4)),
-        num_levels=settings.num_levels,
-        num_codes=settings.num_codes,
-    )
-    names = ("user_id", "hour")
-    tables = [
-        TableSpec(name=name, rows=100, dim=32, features=(name,), role="side") for name in names
-    ]
-    roles = ContextRoles(
-        query_features=("hour",),
-        user_features=("user_id",),
-        query_dense=(),
-        user_dense=(0, 1, 2, 3),
-        tasks=("click",),
-    )
-    network = DigNetwork(
-        DigModelConfig(item=item, tower=DCNMoEConfig()),
-        tables=tables,
-        num_dense=6,
-        num_tasks=1,
-        num_histories=1,
-        roles=roles,
-    )
-    return network.eval()
+@dataclass
+class Case:
+    """A way to search a catalogue, and what it took.
 
+    Attributes:
+        space: of the SIDs.
+        items: in the catalogue.
+        searcher: of it.
+        scored: prefixes a user.
+        rates: users/s of each round, by side.
+    """
 
-def request_of(network: DigNetwork, settings: Settings) -> Request:
-    """Random users with histories of one length."""
-    dim = network.config.item.dim
-    shape = (settings.users, settings.history)
-    past = Past(torch.randn(*shape, dim), torch.randn(*shape, dim), torch.ones(shape).bool())
-    return Request(torch.randn(settings.users, network.user_dim), past)
+    space: str
+    items: int
+    searcher: Searcher
+    scored: float
+    rates: dict[str, list[float]]
 
-
-class Searcher:
-    """One network and catalogue."""
-
-    def __init__(self, network: DigNetwork, sid_LKD: Tensor, trie: TupleTrie, width: int) -> None:
-        self.network, self.sid_LKD, self.trie, self.width = network, sid_LKD, trie, width
-        self.item = network.config.item
-        self.scored = 0
-
-    def batched(self, request: Request, width: int | None = None) -> tuple[Tensor, Tensor]:
-        """SIDs and scores of all users together."""
-        scorer = DigScorer(self.network, request, self.sid_LKD)
-        found = prefix_search(
-            scorer,
-            num_rows=len(request.user_BE),
-            num_levels=self.item.num_levels,
-            num_codes=self.item.num_codes,
-            width=width or self.width,
-            trie=self.trie,
-            device=request.user_BE.device,
-        )
-        return found.codes_RWL, found.scores_RW
-
-    def one_by_one(self, request: Request) -> list[Tensor]:
-        """The same of each user alone."""
-        users = torch.arange(len(request.user_BE)).split(1)
-        return [self.batched(request.take(user))[0] for user in users]
-
-    @torch.no_grad()
-    def loop(self, request: Request) -> list[list[tuple[int, ...]]]:
-        """SIDs of each user, beam by beam, with nothing batched but a beam's children."""
-        return [
-            self._one(request.take(torch.tensor([user]))) for user in range(len(request.user_BE))
-        ]
-
-    def _one(self, request: Request) -> list[tuple[int, ...]]:
-        """One user's search."""
-        zeros = torch.zeros(self.item.dim), torch.zeros(self.network.cross_dim)
-        beams = [((), 0, *zeros)]
-        self.scored = 0
-        for level in range(self.item.num_levels):
-            longer = []
-            for codes, node, prefix, u2t in beams:
-                _, code, child = self.trie.children(level, torch.tensor([node]))
-                prefixes = prefix + self.sid_LKD[level][code]
-                said = self.network.token_cross.level(level, request.user_BE, prefixes, code)
-                total = u2t + said
-                logits = self.network.recall(request, prefixes[None], total[None] / (level + 1))
-                self.scored += len(code)
-                longer += [
-                    (score, (*codes, number), node_of, prefixes[at], total[at])
-                    for at, (score, number, node_of) in enumerate(
-                        zip(logits[0, :, 0].tolist(), code.tolist(), child.tolist(), strict=True)
-                    )
-                ]
-            longer.sort(key=lambda one: -one[0])
-            beams = [one[1:] for one in longer[: self.width]]
-        return [codes for codes, *_ in beams]
+    @property
+    def seconds(self) -> float:
+        """A user, in batches."""
+        return 1 / statistics.median(self.rates["batched"])
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -177,104 +98,56 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def check_exact(settings: Settings, network: DigNetwork, sid_LKD: Tensor) -> int:
-    """With as many beams as prefixes, the search must find what scoring every SID finds.
-
-    Returns:
-        number of SIDs.
-    """
-    rng = np.random.default_rng(settings.seed)
-    codes = rng.integers(0, settings.num_codes, (300, settings.num_levels))
-    trie = TupleTrie(codes, num_codes=settings.num_codes)
-    request = request_of(network, settings).take(torch.arange(4))
-    searcher = Searcher(network, sid_LKD, trie, trie.num_nodes[-1])
-    found, scores = searcher.batched(request)
-    distinct = torch.from_numpy(np.unique(codes, axis=0))
-    with torch.no_grad():
-        prefix = network.prefixes(sid_LKD, distinct).expand(4, -1, -1, -1)
-        said = network.token_cross(request.user_BE[:, None], prefix, distinct).mean(dim=2)
-        every = network.recall(request, prefix[:, :, -1], said)[..., 0]
-    expected, order = every.sort(dim=1, descending=True)
-    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
-    for row in range(4):
-        mine = {tuple(one) for one in found[row, :10].tolist()}
-        best = {tuple(one) for one in distinct[order[row, :10]].tolist()}
-        if len(mine & best) < 9:  # the tenth may tie
-            raise AssertionError(f"beam search found {mine}, exhaustive search {best}")
-    return trie.num_nodes[-1]
-
-
 def main(settings: Settings) -> None:
     """Measure, print, write."""
     reuse_freed_memory()
     torch.manual_seed(settings.seed)
-    network = network_of(settings)
-    sid_LKD = torch.randn(settings.num_levels, settings.num_codes, network.config.item.dim)
-    tuples = check_exact(settings, network, sid_LKD)
-    print(f"equal to exhaustive search over {tuples} SIDs")
-    request = request_of(network, settings)
-    rng = np.random.default_rng(settings.seed)
-    searchers = {}
-    for number in settings.catalogues:
-        codes = rng.integers(0, settings.num_codes, (number, settings.num_levels), dtype=np.int16)
-        trie = TupleTrie(codes.astype(np.int64), num_codes=settings.num_codes)
-        searchers[number] = Searcher(network, sid_LKD, trie, settings.width)
-    few = request.take(torch.arange(2))
-    rates: dict[int, dict[str, list[float]]] = {
-        number: {"batched": [], "alone": [], "loop": []} for number in searchers
+    sizes = {"users": settings.users, "history": settings.history}
+    networks = {
+        num_codes: network_of(settings.num_levels, num_codes)
+        for num_codes in (settings.num_codes, settings.dense_codes)
     }
-    scored = {}
-    for _ in range(settings.rounds):
-        for number, searcher in searchers.items():
-            for name, function, users in (
-                ("batched", lambda s=searcher: s.batched(request), settings.users),
-                ("alone", lambda s=searcher: s.one_by_one(few), 2),
-                ("loop", lambda s=searcher: s.loop(few), 2),
-            ):
-                with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-                    rates[number][name].append(users / seconds_of(function))
-            scored[number] = searcher.scored
-    records = []
-    for number, by_name in rates.items():
-        what = f"users/s, {number:,} items, beam {settings.width}"
-        records.append(
-            compare_in_turn(
-                what,
-                ours=by_name["batched"],
-                peer=by_name["loop"],
-                peer_name="a loop over users and beams",
-                at_least=BATCHED_AT_LEAST,
+    dim = networks[settings.num_codes].config.item.dim
+    sids = {number: torch.randn(settings.num_levels, number, dim) for number in networks}
+    request = request_of(networks[settings.num_codes], **sizes)
+    few = request.take(torch.arange(2))
+    rng = np.random.default_rng(settings.seed)
+    cases = []
+    for space, num_codes in (
+        (TRIE, settings.num_codes),
+        (DENSE, settings.dense_codes),
+        (FREE, settings.num_codes),
+    ):
+        for number in settings.catalogues:
+            codes = rng.integers(0, num_codes, (number, settings.num_levels), dtype=np.int16)
+            searcher = Searcher(
+                networks[num_codes],
+                sids[num_codes],
+                codes,
+                width=settings.width,
+                free=space == FREE,
             )
-        )
-        records.append(
-            compare_in_turn(
-                what,
-                ours=by_name["batched"],
-                peer=by_name["alone"],
-                peer_name="ours, a user at a time",
-                at_least=None,
-            )
-        )
-    records.append(constant_time(rates, records[0]))
-    lines = [
-        "| items | prefixes scored a user | users/s | ms a user, in batches | us a prefix | "
-        "ms a user alone |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for number, by_name in rates.items():
-        batched, alone = (statistics.median(by_name[name]) for name in ("batched", "alone"))
-        lines.append(
-            f"| {number:,} | {scored[number]:,} | {batched:.1f} | {1e3 / batched:.1f} | "
-            f"{1e6 / batched / scored[number]:.2f} | {1e3 / alone:.1f} |"
-        )
+            scored = searcher.scored(few)
+            sides = ("batched", "alone", "loop") if space == TRIE else ("batched",)
+            cases.append(Case(space, number, searcher, scored, {side: [] for side in sides}))
+    tuples = check_exact(
+        networks[settings.num_codes], sids[settings.num_codes], few, seed=settings.seed
+    )
+    check_as_loop(cases[0].searcher, few)
+    print(f"equal to exhaustive search over {tuples} SIDs, and to the loop")
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+        for _ in range(settings.rounds):
+            for case in cases:
+                measure(case, settings.users, request, few)
+    records = compared(cases, settings)
     values = [record.to_dict() for record in records]
-    body = "\n".join(lines) + "\n\n" + records_table(values)
+    body = cases_table(cases) + "\n\n" + records_table(values)
     print(body)
     if settings.json is not None:
         write_json(settings.json, values)
     if settings.write_note:
         write_results(
-            "beam_search",
+            results_file("beam_search"),
             title="Beam search with a ranker",
             command="OMP_NUM_THREADS=1 python benchmarks/beam_search.py --write-note",
             notes=notes(settings, tuples),
@@ -282,37 +155,103 @@ def main(settings: Settings) -> None:
         )
 
 
-def constant_time(rates: dict[int, dict[str, list[float]]], like: Record) -> Record:
+def measure(case: Case, users: int, request: Request, few: Request) -> None:
+    """One turn of each side."""
+    for side, function, number in (
+        ("batched", lambda: case.searcher.batched(request), users),
+        ("alone", lambda: case.searcher.one_by_one(few), len(few.user_BE)),
+        ("loop", lambda: case.searcher.loop(few), len(few.user_BE)),
+    ):
+        if side in case.rates:
+            case.rates[side].append(number / seconds_of(function))
+
+
+def cases_table(cases: list[Case]) -> str:
+    """What each search took."""
+    lines = [
+        "| search | items | prefixes scored a user | of those with all children | users/s | "
+        "ms a user, in batches | us a prefix | ms a user alone |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in cases:
+        alone = case.rates.get("alone")
+        lines.append(
+            f"| {case.space}, K = {case.searcher.item.num_codes} | {case.items:,} | "
+            f"{case.scored:,.0f} | {case.scored / case.searcher.most:.0%} | "
+            f"{1 / case.seconds:.1f} | {1e3 * case.seconds:.1f} | "
+            f"{1e6 * case.seconds / case.scored:.2f} | "
+            f"{f'{1e3 / statistics.median(alone):.1f}' if alone else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def compared(cases: list[Case], settings: Settings) -> list[Record]:
+    """Ours against the loop and against itself, and by size of catalogue."""
+    records = []
+    for case in cases:
+        for side, name, at_least in (
+            ("loop", "a loop over users and beams", BATCHED_AT_LEAST),
+            ("alone", "ours, a user at a time", None),
+        ):
+            if side in case.rates:
+                records.append(
+                    compare_in_turn(
+                        f"users/s, {case.items:,} items, beam {settings.width}",
+                        ours=case.rates["batched"],
+                        peer=case.rates[side],
+                        peer_name=name,
+                        at_least=at_least,
+                    )
+                )
+    versions = records[0].versions
+    for space in (TRIE, DENSE, FREE):
+        records.append(constant_time([case for case in cases if case.space == space], versions))
+    return records
+
+
+def constant_time(cases: list[Case], versions: dict[str, str]) -> Record:
     """Time a user in the largest catalogue against that in the smallest."""
-    times = {number: 1 / statistics.median(rate["batched"]) for number, rate in rates.items()}
-    middle = statistics.median(times.values())
-    ratios = [value / middle for value in times.values()]
-    smallest, largest = min(times), max(times)
+    cases = sorted(cases, key=lambda case: case.items)
+    middle = statistics.median(case.seconds for case in cases)
+    ratios = [case.seconds / middle for case in cases]
+    smallest, largest = cases[0], cases[-1]
+    filled = smallest.scored / smallest.searcher.most
     return Record(
-        benchmark=f"seconds a user, {smallest:,} to {largest:,} items",
-        ours=times[largest],
-        peer=times[smallest],
-        peer_name=f"{smallest:,} items",
-        ratio=times[largest] / times[smallest],
+        benchmark=f"seconds a user, {smallest.items:,} to {largest.items:,} items, "
+        f"{smallest.space}, K = {smallest.searcher.item.num_codes} (the smallest catalogue has "
+        f"{filled:.0%} of the prefixes that the beam lets in)",
+        ours=largest.seconds,
+        peer=smallest.seconds,
+        peer_name=f"{smallest.items:,} items",
+        ratio=largest.seconds / smallest.seconds,
         spread=(min(ratios), max(ratios)),
         target=f"all within {WITHIN:.0%} of their median",
         holds=all(abs(ratio - 1) <= WITHIN for ratio in ratios),
-        versions=like.versions,
-        runs={str(number): [1 / one for one in rate["batched"]] for number, rate in rates.items()},
+        versions=versions,
+        runs={str(case.items): [1 / rate for rate in case.rates["batched"]] for case in cases},
     )
 
 
 def notes(settings: Settings, tuples: int) -> str:
     """What the numbers are of."""
     return (
-        f"L = {settings.num_levels}, K = {settings.num_codes}, d = 64, {settings.users} users at a "
-        f"time, histories of {settings.history}, {settings.precision}, {torch.get_num_threads()} "
-        "thread(s), processor time of the process, in memory that is reused, as in `farewell "
-        "retrieve`. SIDs are random, so prefixes are as many as they can be. With beam "
-        f">= prefixes the search equals scoring each of {tuples} SIDs (checked first). Only "
-        "prefixes that exist are scored: a small catalogue has few children a beam, so it is "
-        "searched faster than the beam alone would allow; once the beam's prefixes have about all "
-        "K children, time no longer grows with the catalogue."
+        f"L = {settings.num_levels}, d = 64, {settings.users} users at a time, histories of "
+        f"{settings.history}, {settings.precision}, {torch.get_num_threads()} thread(s), processor "
+        "time of the process, in memory that is reused, as in `farewell retrieve`. With beam >= "
+        f"prefixes the search equals scoring each of {tuples} SIDs with the network's own forward "
+        "pass, and it ends in the loop's SIDs (both checked first, in fp32). SIDs are random, so "
+        "prefixes are as many as they can be.\n\n"
+        "Time follows the prefixes that are scored: the children of the beams. What is asked is "
+        f"time within {WITHIN:.0%} where the beam caps them. Three searches show when it does. "
+        f"*{TRIE.capitalize()}* (the default, K = {settings.num_codes}): only prefixes that some "
+        "item has are scored. In the smallest catalogue it is the items that limit them, not the "
+        "beam: most codes follow no beam there, it is searched faster than the beam alone would "
+        f"allow, and this row stands outside of the range. *{DENSE.capitalize()}* (K = "
+        f"{settings.dense_codes}): the same search where SIDs are so few that at every size most "
+        f"prefixes have all children; large catalogues share SIDs. *{FREE.capitalize()}* (K = "
+        f"{settings.num_codes}): the free search, in which all K codes after each beam are scored, "
+        "as the paper words it (section 3.4); what it finds is looked up in the index, the only "
+        "step that knows the catalogue."
     )
 
 

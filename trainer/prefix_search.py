@@ -20,17 +20,15 @@ State = TypeVar("State")
 class PrefixScorer(Protocol[State]):
     """Scores prefixes one code longer than those of the level before.
 
-    `State` is what the scorer keeps of prefixes: any tensors with leading dimensions (R, C).
+    `State` is what the scorer keeps of prefixes: any tensors with leading dimensions (R, W).
     """
 
     def start(self) -> State:
         """The empty prefix of each row, leading dimensions (R, 1)."""
         ...
 
-    def extend(
-        self, level: int, state: State, parent_RC: Tensor, code_RC: Tensor
-    ) -> tuple[Tensor, State]:
-        """Scores (R, C), and the state, of prefixes that go on from others.
+    def score(self, level: int, state: State, parent_RC: Tensor, code_RC: Tensor) -> Tensor:
+        """Scores (R, C) of prefixes that go on from others.
 
         Args:
             level: of the codes.
@@ -40,8 +38,10 @@ class PrefixScorer(Protocol[State]):
         """
         ...
 
-    def take(self, state: State, chosen_RW: Tensor) -> State:
-        """The state of some of the prefixes of each row."""
+    def advance(
+        self, level: int, state: State, parent_RW: Tensor, code_RW: Tensor, score_RW: Tensor
+    ) -> State:
+        """The state of those that are kept, with their scores; arguments as of `score`."""
         ...
 
 
@@ -97,20 +97,34 @@ def prefix_search(
         parent_RC, code_RC, child_RC, exists_RC = _children(
             level, node_RW, alive_RW, trie, num_codes
         )
-        score_RC, state = scorer.extend(level, state, parent_RC, code_RC)
-        score_RC = score_RC.float().masked_fill(~exists_RC, float("-inf"))
+        score_RC = scorer.score(level, state, parent_RC, code_RC).float()
+        score_RC = score_RC.masked_fill(~exists_RC, float("-inf"))
         scores_RW, best_RW = score_RC.topk(min(width, score_RC.shape[1]), dim=1)
-        parent_RW = parent_RC.gather(1, best_RW)
+        parent_RW, code_RW = parent_RC.gather(1, best_RW), code_RC.gather(1, best_RW)
         codes_RWL = torch.cat(
             [
                 codes_RWL.gather(1, parent_RW.unsqueeze(2).expand(-1, -1, level)),
-                code_RC.gather(1, best_RW).unsqueeze(2),
+                code_RW.unsqueeze(2),
             ],
             dim=2,
         )
-        state = scorer.take(state, best_RW)
+        state = scorer.advance(level, state, parent_RW, code_RW, scores_RW)
         node_RW, alive_RW = child_RC.gather(1, best_RW), exists_RC.gather(1, best_RW)
     return FoundPrefixes(codes_RWL, scores_RW, node_RW, state)
+
+
+def existing_leaves(found: FoundPrefixes[State], trie: TupleTrie) -> tuple[Tensor, Tensor]:
+    """Where the SIDs of a free search stand in a trie.
+
+    Returns:
+        (R, W): nodes of the trie's last level, and whether each SID exists.
+    """
+    exists_RW = found.scores_RW > float("-inf")
+    node_RW = torch.zeros_like(found.codes_RWL[..., 0])
+    for level, code_RW in enumerate(found.codes_RWL.unbind(dim=2)):
+        node_RW, is_there_RW = trie.find(level, node_RW, code_RW)
+        exists_RW = exists_RW & is_there_RW
+    return node_RW, exists_RW
 
 
 def _children(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,81 +17,15 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
+from trainer.dig_scorer import DigScorer, PrefixState
 from trainer.item_index import ItemIndex
 from trainer.models.dig import DigNetwork, Encoded
 from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.modules.request_encoder import Request
 from trainer.modules.user_to_token import prefix_means
-from trainer.prefix_search import FoundPrefixes, prefix_search
+from trainer.prefix_search import FoundPrefixes, existing_leaves, prefix_search
 
-_SCORED_VALUES = 1 << 25  # of the Mixer's input, held at a time: 128 MiB of float32
 _MAIN_TASK = 0
-
-
-class PrefixState(NamedTuple):
-    """What the search keeps of prefixes.
-
-    Attributes:
-        prefix_RCD: e_sid^(1:l).
-        u2t_RCF: sum of the predicted u2t^(1) to u2t^(l).
-    """
-
-    prefix_RCD: Tensor
-    u2t_RCF: Tensor
-
-
-class DigScorer:
-    """Scores prefixes with the shared Mixer and MLP_u2t (Eq. 16).
-
-    Args:
-        network: in evaluation mode.
-        request: whom to retrieve for.
-        sid_LKD: SID embeddings.
-    """
-
-    def __init__(self, network: DigNetwork, request: Request, sid_LKD: Tensor) -> None:
-        self.network = network
-        self.request = request
-        self.sid_LKD = sid_LKD
-        self._width = network.user_dim + network.cross_dim + 3 * network.config.item.dim
-
-    def start(self) -> PrefixState:
-        """The empty prefix of each request."""
-        user_RE, network = self.request.user_BE, self.network
-        shape = (len(user_RE), 1)
-        return PrefixState(
-            user_RE.new_zeros(*shape, network.config.item.dim, dtype=torch.float32),
-            user_RE.new_zeros(*shape, network.cross_dim, dtype=torch.float32),
-        )
-
-    def extend(
-        self, level: int, state: PrefixState, parent_RC: Tensor, code_RC: Tensor
-    ) -> tuple[Tensor, PrefixState]:
-        """Logits of the main task, and the state, of longer prefixes."""
-        num_rows, num_candidates = code_RC.shape
-        scores, states = [], []
-        part = max(1, _SCORED_VALUES // (self._width * max(1, num_candidates)))
-        for row_P in torch.arange(num_rows, device=code_RC.device).split(part):
-            before = _take(PrefixState(*(value[row_P] for value in state)), parent_RC[row_P])
-            request = self.request.take(row_P)
-            prefix_PCD = before.prefix_RCD + self.sid_LKD[level][code_RC[row_P]]
-            predicted = self.network.token_cross.level(
-                level, request.user_BE.unsqueeze(1), prefix_PCD, code_RC[row_P]
-            )
-            after = PrefixState(prefix_PCD, before.u2t_RCF + predicted)
-            logits = self.network.recall(request, prefix_PCD, after.u2t_RCF / (level + 1))
-            scores.append(logits[..., _MAIN_TASK])
-            states.append(after)
-        return torch.cat(scores), PrefixState(*map(torch.cat, zip(*states, strict=True)))
-
-    def take(self, state: PrefixState, chosen_RW: Tensor) -> PrefixState:
-        """The state of some prefixes of each request."""
-        return _take(state, chosen_RW)
-
-
-def _take(state: PrefixState, at_RC: Tensor) -> PrefixState:
-    rows_R1 = torch.arange(len(at_RC), device=at_RC.device).unsqueeze(1)
-    return PrefixState(*(value[rows_R1, at_RC] for value in state))
 
 
 class CrossSource(Protocol):
@@ -198,9 +132,11 @@ class DigRetriever:
     ) -> FoundPrefixes[PrefixState]:
         """The best SIDs of each request."""
         item = self.network.config.item
+        sid_LKD = self.network.sid_table(items)
         with self.network.autocast(request.user_BE.device):
+            scorer = DigScorer(self.network, request, sid_LKD, task=_MAIN_TASK)
             return prefix_search(
-                DigScorer(self.network, request, self.network.sid_table(items)),
+                scorer,
                 num_rows=len(request.user_BE),
                 num_levels=item.num_levels,
                 num_codes=item.num_codes,
@@ -227,7 +163,9 @@ class DigRetriever:
             first_request: number of the first request, as `cross` counts them.
         """
         found = self.search(request, items)
-        leaf_RW, exists_RW = self._leaves(found)
+        leaf_RW, exists_RW = found.leaf_RW, found.scores_RW > float("-inf")
+        if self.free:
+            leaf_RW, exists_RW = existing_leaves(found, self.index.trie)
         beam_M = exists_RW.flatten().nonzero().squeeze(1)
         of, position = self.index.positions(leaf_RW.flatten()[beam_M])
         beam = beam_M[of]
@@ -240,7 +178,7 @@ class DigRetriever:
         item_M = self._item_row[position]
         item_RC = item_M.new_full(shape, -1)
         item_RC[row, column] = item_M
-        cross_MF = found.state.u2t_RCF.flatten(0, 1)[beam] / self.network.config.item.num_levels
+        cross_MF = found.state.u2t_RWF.flatten(0, 1)[beam] / self.network.config.item.num_levels
         if cross is not None:
             known_MF, is_known = cross.of(row + first_request, item_M)
             cross_MF = torch.where(is_known.unsqueeze(1), known_MF, cross_MF)
@@ -252,17 +190,6 @@ class DigRetriever:
             e_RCD = self.e_ND[item_RC.clamp_min(0)]
             logits_RC = self.network.rank(request, e_RCD, cross_RCF)[..., _MAIN_TASK]
         return Retrieved(item_RC, logits_RC.sigmoid(), recall_RC)
-
-    def _leaves(self, found: FoundPrefixes[PrefixState]) -> tuple[Tensor, Tensor]:
-        """The trie's leaf of each SID that was found, and whether it exists."""
-        exists_RW = found.scores_RW > float("-inf")
-        if not self.free:
-            return found.leaf_RW, exists_RW
-        node_RW = torch.zeros_like(found.codes_RWL[..., 0])
-        for level, code_RW in enumerate(found.codes_RWL.unbind(dim=2)):
-            node_RW, is_there_RW = self.index.trie.find(level, node_RW, code_RW)
-            exists_RW = exists_RW & is_there_RW
-        return node_RW, exists_RW
 
 
 def build_index(network: DigNetwork, item_ids: NDArray[np.int64]) -> ItemIndex:

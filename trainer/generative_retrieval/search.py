@@ -22,20 +22,6 @@ from trainer.prefix_search import prefix_search
 _SEARCHED_TOKENS = 1 << 15  # of all beams or histories of a batch
 
 
-class Longer(NamedTuple):
-    """Prefixes one code longer than those that the transformer has seen.
-
-    Attributes:
-        level: of that code.
-        parent_RC: int64, which prefix each goes on from.
-        code_RC: int64.
-    """
-
-    level: int
-    parent_RC: Tensor
-    code_RC: Tensor
-
-
 class Prefixes(NamedTuple):
     """Beams as the scorer keeps them.
 
@@ -43,14 +29,11 @@ class Prefixes(NamedTuple):
         score_RW: log-probability of each whole prefix.
         output_RWD: outputs that predict the next code.
         generated: keys and values of the beams' own tokens.
-        longer: where these are candidates that were not chosen among yet: `score_RW` is theirs,
-            the other fields are those of the prefixes they go on from.
     """
 
     score_RW: Tensor
     output_RWD: Tensor
     generated: list[KeysValues]
-    longer: Longer | None = None
 
 
 class GeneratorScorer:
@@ -72,30 +55,23 @@ class GeneratorScorer:
         output_R1D = self._histories.last_RD.unsqueeze(1)
         return Prefixes(output_R1D.new_zeros(output_R1D.shape[:2]), output_R1D, [])
 
-    def extend(
-        self, level: int, state: Prefixes, parent_RC: Tensor, code_RC: Tensor
-    ) -> tuple[Tensor, Prefixes]:
+    def score(self, level: int, state: Prefixes, parent_RC: Tensor, code_RC: Tensor) -> Tensor:
         """Log-probabilities (R, C) of prefixes with one code more."""
         chance_RWK = self._generator.logits(state.output_RWD, level).float().log_softmax(dim=2)
         own_RC = chance_RWK.flatten(1).gather(1, parent_RC * self._generator.num_codes + code_RC)
-        score_RC = state.score_RW.gather(1, parent_RC) + own_RC
-        longer = Longer(level, parent_RC, code_RC)
-        return score_RC, state._replace(score_RW=score_RC, longer=longer)
+        return state.score_RW.gather(1, parent_RC) + own_RC
 
-    def take(self, state: Prefixes, chosen_RW: Tensor) -> Prefixes:
-        """Pass the chosen prefixes through the transformer; whole tuples need not go."""
-        assert state.longer is not None
-        level, parent_RC, code_RC = state.longer
-        score_RW = state.score_RW.gather(1, chosen_RW)
+    def advance(
+        self, level: int, state: Prefixes, parent_RW: Tensor, code_RW: Tensor, score_RW: Tensor
+    ) -> Prefixes:
+        """Pass the prefixes that are kept through the transformer; whole tuples need not go."""
         if level + 1 == self._generator.num_levels:
             return Prefixes(score_RW, state.output_RWD[:, :0], [])
-        parent_RW = parent_RC.gather(1, chosen_RW)
         row_R1 = torch.arange(len(parent_RW), device=parent_RW.device).unsqueeze(1)
         generated = [
             (_beams(key, row_R1, parent_RW), _beams(value, row_R1, parent_RW))
             for key, value in state.generated
         ]
-        code_RW = code_RC.gather(1, chosen_RW)
         output_RWD, generated = self._generator.follow(
             self._histories, generated, code_RW, level=level
         )

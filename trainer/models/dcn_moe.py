@@ -57,6 +57,7 @@ class DCNMoE(nn.Module):
         super().__init__()
         crosses = [CrossLayer(in_dim, rank=config.rank) for _ in range(config.num_layers)]
         self.num_crosses = len(crosses)
+        self.is_low_rank = config.rank is not None
         experts = PerTokenMoE(
             num_tokens=1,
             dim=config.dim,

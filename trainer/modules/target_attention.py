@@ -28,6 +28,20 @@ class Past(NamedTuple):
     is_there_BT: Tensor
 
 
+class FoldedPast(NamedTuple):
+    """Histories of B rows for very many targets each; see :meth:`TargetAttention.fold`.
+
+    Attributes:
+        score_BDT: from a target to its scores.
+        bias_B1T: added to them.
+        value_BTD: zeros where a row's history has ended.
+    """
+
+    score_BDT: Tensor
+    bias_B1T: Tensor
+    value_BTD: Tensor
+
+
 class TargetAttention(nn.Module):
     """One attention step from the candidate to the history items (as in DIN and its successors).
 
@@ -102,6 +116,28 @@ class TargetAttention(nn.Module):
         score_BST = score_BST.float().masked_fill(~is_there_B1T, _NEVER)
         weight_BST = score_BST.softmax(dim=2) * is_there_B1T
         return weight_BST.to(past.value_BTD.dtype) @ past.value_BTD
+
+    def fold(self, past: Past, *, dtype: torch.dtype) -> FoldedPast:
+        """Multiply keys and query projection once, for :meth:`recall_folded`.
+
+        Args:
+            past: of the rows.
+            dtype: of the result; the product is taken in float32.
+        """
+        with torch.autocast(past.key_BTD.device.type, enabled=False):
+            key_BDT = past.key_BTD.float().transpose(1, 2) * self.dim**-0.5
+            bias_B1T = (self.query.bias.float() @ key_BDT).unsqueeze(1)
+            folded = FoldedPast(
+                self.query.weight.float().T @ key_BDT,
+                bias_B1T.masked_fill(~past.is_there_BT.unsqueeze(1), _NEVER),
+                past.value_BTD * past.is_there_BT.unsqueeze(2),
+            )
+        return FoldedPast(*(part.to(dtype) for part in folded))
+
+    def recall_folded(self, target_BSD: Tensor, past: FoldedPast) -> Tensor:
+        """As `recall`."""
+        score_BST = torch.baddbmm(past.bias_B1T, target_BSD, past.score_BDT)
+        return score_BST.softmax(dim=2) @ past.value_BTD
 
 
 class FeedbackSum(nn.Module):

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from trainer.modules.mlp import mlp
 from trainer.modules.over_ranks import sum_over_ranks
@@ -63,9 +64,16 @@ class TokenPredictor(TokenCross):
 
     def level(self, level: int, user: Tensor, prefix: Tensor, code: Tensor) -> Tensor:
         """As it is predicted; the code speaks through the prefix alone."""
-        user = user.expand(*prefix.shape[:-1], user.shape[-1])
-        predicted: Tensor = self.levels[level](torch.cat([user, prefix], dim=-1))
-        return predicted.float()
+        network = self.levels[level]
+        assert isinstance(network, nn.Sequential)
+        first = network[0]
+        assert isinstance(first, nn.Linear)
+        of_user, of_prefix = first.weight.split([user.shape[-1], prefix.shape[-1]], dim=1)
+        # A user has many prefixes: their part of the product is computed once.
+        x = linear(prefix, of_prefix, first.bias) + linear(user, of_user)
+        for layer in list(network)[1:]:
+            x = layer(x)
+        return x.float()
 
 
 class TokenMeans(TokenCross):

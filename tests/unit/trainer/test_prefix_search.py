@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.integration.tiny_dig import ITEM, NUM_ITEMS, batches_of_ranks, dig_model
+from trainer.dig_scorer import DigScorer
 from trainer.generation import TupleTrie
 from trainer.item_index import IndexMismatchError, ItemIndex
 from trainer.modules.learned_tokens import ITEM_ROW
 from trainer.prefix_search import prefix_search
-from trainer.retrieval import DigRetriever, DigScorer, build_index, tokens_fingerprint
+from trainer.retrieval import DigRetriever, build_index, tokens_fingerprint
 
 CODES = np.array([[0, 1, 2], [0, 1, 3], [0, 2, 2], [3, 0, 0], [3, 0, 1], [3, 3, 3], [0, 1, 2]])
 
@@ -27,14 +28,20 @@ class TableScorer:
     def start(self):
         return torch.zeros(self.num_rows, 1, 0, dtype=torch.int64)
 
-    def extend(self, level, state, parent, code):
-        rows = torch.arange(self.num_rows)[:, None]
-        longer = torch.cat([state[rows, parent], code[..., None]], dim=2)
-        values = torch.from_numpy(self.scores[level])
-        return values[(rows.expand_as(code), *longer.unbind(2))], longer
+    def score(self, level, state, parent, code):
+        longer = self.longer(state, parent, code)
+        rows = torch.arange(self.num_rows)[:, None].expand_as(code)
+        return torch.from_numpy(self.scores[level])[(rows, *longer.unbind(2))]
 
-    def take(self, state, chosen):
-        return state[torch.arange(self.num_rows)[:, None], chosen]
+    def advance(self, level, state, parent, code, score):
+        expected = self.score(level, state, parent, code)
+        is_real = score > float("-inf")
+        torch.testing.assert_close(score[is_real], expected[is_real].float())
+        return self.longer(state, parent, code)
+
+    def longer(self, state, parent, code):
+        rows = torch.arange(self.num_rows)[:, None]
+        return torch.cat([state[rows, parent], code[..., None]], dim=2)
 
 
 def naive(scores, row, width, tuples):
@@ -195,19 +202,17 @@ def test_free_beams_end_in_existing_items(trained):
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_parts_of_a_large_search_give_the_same(trained, monkeypatch):
+@pytest.mark.parametrize("scored", [1, 20])
+def test_parts_of_a_large_search_give_the_same(trained, monkeypatch, scored):
     model, batch, pooled, items, retriever = trained
     request = retriever.request(batch, pooled)
-    scorer = DigScorer(model.network, request, model.network.sid_table(items))
-    state = scorer.start()
-    parent = torch.zeros(24, 8, dtype=torch.int64)
-    code = torch.arange(8).expand(24, 8)
+    sid = model.network.sid_table(items)
+    parent, code = torch.zeros(24, 8, dtype=torch.int64), torch.arange(8).expand(24, 8)
     with torch.no_grad():
-        whole = scorer.extend(0, state, parent, code)
-        monkeypatch.setattr("trainer.retrieval._SCORED_VALUES", 1)
-        parts = scorer.extend(0, state, parent, code)
-    torch.testing.assert_close(parts[0], whole[0])
-    torch.testing.assert_close(parts[1].u2t_RCF, whole[1].u2t_RCF)
+        scorer = DigScorer(model.network, request, sid, task=0)
+        whole = scorer.score(0, scorer.start(), parent, code)
+        monkeypatch.setattr("trainer.dig_scorer._SCORED", scored)
+        torch.testing.assert_close(scorer.score(0, scorer.start(), parent, code), whole)
 
 
 def test_fingerprint_follows_encoder_and_codebooks(trained):
