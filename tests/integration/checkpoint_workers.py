@@ -104,7 +104,11 @@ def load_and_compare(
             name, world_size = source
             path = folder / f"{name}_{world_size}" / f"step_{STEPS:010d}"
             state = load(path, parallel, ranks, seed=0)
-            differences = compare(held(parallel), wholes[source])
+            own = held(parallel)
+            differences = compare(own, wholes[source])
+            everything = ranks.broadcast(ranks.gather({one[:2] for one in own["tables"]}))
+            if missing := set(wholes[source]["tables"]) - set().union(*everything):
+                differences.append(f"no rank holds {missing}")
             if state["step"] != STEPS or parallel.optimizer.step_number != STEPS:
                 differences.append("step")
             next_loss = None
