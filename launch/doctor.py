@@ -102,7 +102,11 @@ def _preflight(options: DoctorOptions) -> None:
     from launch.preflight import print_preflight
     from launch.ranks import run_on_ranks, under_torchrun
 
+    if not options.canary:
+        raise ValueError("--no-canary has no effect with --preflight, which trains nothing")
     if under_torchrun():
+        if options.ranks != DoctorOptions.ranks:
+            raise ValueError(f"--ranks {options.ranks}: under torchrun, --nproc-per-node decides")
         print_preflight(options.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
