@@ -87,14 +87,16 @@ class FittedTokens:
 
     Args:
         tokenizer: settings; its seed is replaced.
-        content: float32 (N, D) by item row.
+        content: float32 (N, D) by item row; None for a catalogue without any, where SASRec's item
+            vectors take its place.
         collisions: what becomes of items with equal codes; `keep` leaves them to popularity.
         sasrec: makes the collaborative embeddings of tokenizers that learn from behaviour too, of
-            the task's training sequences; its dim is their `collaborative_dim`.
+            the task's training sequences (its dim is their `collaborative_dim`), and those of
+            missing content.
     """
 
     tokenizer: AnyTokenizer
-    content: Embeddings
+    content: Embeddings | None
     collisions: Collisions = "keep"
     sasrec: SASRec = field(default_factory=SASRec)
 
@@ -105,16 +107,20 @@ class FittedTokens:
             ValueError: for content of another number of items, or a `collaborative_dim` that is not
                 SASRec's.
         """
-        check_rows("content", len(self.content), task)
         tokenizer = dataclasses.replace(self.tokenizer, seed=seed)
+        if self.content is not None:
+            check_rows("content", len(self.content), task)
         embeddings = self.content
+        if embeddings is None:
+            embeddings = behaviour = sasrec_items(task, self.sasrec, seed=seed)
         if isinstance(tokenizer, CollaborativeRQVAE):
             if tokenizer.collaborative_dim != self.sasrec.dim:
                 raise ValueError(
                     f"tokenizer.collaborative_dim is {tokenizer.collaborative_dim}, but sasrec.dim "
                     f"is {self.sasrec.dim}; set both to the same"
                 )
-            behaviour = sasrec_items(task, self.sasrec, seed=seed)
+            if self.content is not None:
+                behaviour = sasrec_items(task, self.sasrec, seed=seed)
             embeddings = np.concatenate([embeddings, behaviour], axis=1)
         fitted = tokenizer.fit(embeddings)
         codes = resolve_collisions(

@@ -25,9 +25,10 @@ class GenerativeConfig:
     Args:
         title: of the row.
         tokenizer: of the tokens.
-        content: items whose text embeddings are quantized, as a DIG model has them.
+        content: items whose text embeddings are quantized, as a DIG model has them; where it has
+            no texts, SASRec's item vectors are.
         collisions: what becomes of items with equal codes.
-        sasrec: collaborative embeddings, where the tokenizer wants some.
+        sasrec: collaborative embeddings, where the tokenizer wants some or there are no texts.
         generator: sizes.
         training: of the generator.
     """
@@ -42,7 +43,9 @@ class GenerativeConfig:
 
     def build(self, dataset: Dataset) -> Retriever:
         """See `RetrieverConfig.build`."""
-        content_NE = read_static_features(dataset, self.content).text_NE.numpy()
+        content_NE = None
+        if self.content.text_dim:
+            content_NE = read_static_features(dataset, self.content).text_NE.numpy()
         source = FittedTokens(
             tokenizer=self.tokenizer,
             content=content_NE,

@@ -4,10 +4,25 @@ import pytest
 
 from configs import datasets, dig_public
 from launch import data
+from launch.named import load_named
 from tests.unit.trainer.data import kuairec_made, taobao_ad_made
+from trainer.comparison import Comparison
 from trainer.data.dataset import Dataset
 from trainer.data.static_features import is_static, read_static_features
+from trainer.experiment import Experiment
 from trainer.modules.learned_tokens import LearnedTokensConfig
+
+STUDIES = ("main", "ranking", "gap", "end_to_end", "u2i", "mean", "levels", "completeness")
+
+
+@pytest.mark.parametrize("log", ["kuairec_big", "kuairec_small", "taobao_ad"])
+def test_every_study_has_a_name_on_every_log(log):
+    whole = load_named(f"dig_public.{log}", Experiment).fingerprint
+    for study in STUDIES:
+        comparison = load_named(f"dig_public.{study}_{log}", Comparison)
+        assert comparison.name == f"dig.{study}_{log}"
+        found = {row.title: row.experiment.fingerprint for row in comparison.rows}
+        assert found["DIG"] == whole
 
 
 @pytest.mark.parametrize("name", ["kuairec_big", "kuairec_small", "taobao_ad", "open_bandit"])

@@ -17,6 +17,7 @@ from tokenization.letter import LETTER
 from tokenization.mem_tokens import MemTokens
 from tokenization.pipeline import fit_tokens
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.rq_vae import RQVAE
 from tokenization.sasrec import SASRec
 from trainer.generative_retrieval.generative_retriever import GenerativeRetriever
 from trainer.generative_retrieval.generator import GeneratorConfig
@@ -193,6 +194,20 @@ def test_tokenizers_that_learn_from_behaviour_get_it_from_training_sequences():
         dataclasses.replace(source, tokenizer=wrong).tokens(task, seed=0)
     with pytest.raises(ValueError, match=r"content: expected one for each .* 24 items, found 3"):
         dataclasses.replace(source, content=content()[:3]).tokens(task, seed=0)
+
+
+def test_items_without_content_are_what_their_behaviour_is():
+    task, _, _ = successor_task(num_users=40)
+    sasrec = SASRec(dim=4, num_heads=1, num_layers=1, num_epochs=1, max_length=6)
+    behaviour = sasrec_items(task, sasrec, seed=5)
+    shape = {"num_levels": 2, "num_codes": 4, "hidden": (8,), "latent_dim": 4, "num_epochs": 2}
+    for tokenizer, embeddings in (
+        (RQVAE(**shape), behaviour),
+        (LETTER(**shape, collaborative_dim=4), np.concatenate([behaviour, behaviour], axis=1)),
+    ):
+        source = FittedTokens(tokenizer=tokenizer, content=None, sasrec=sasrec)
+        expected = dataclasses.replace(tokenizer, seed=5).fit(embeddings).encode(embeddings)
+        np.testing.assert_array_equal(source.tokens(task, seed=5).codes, expected)
 
 
 def test_items_of_no_sequence_get_the_mean_of_the_others():
