@@ -207,7 +207,11 @@ def main(log: DigLog) -> Comparison:
             reference=DIG,
             notes=(OTHER_LOGS, ONE_ANSWER),
         ),
-        retrieval=log.retrieval(retrievers=retrievers(log), published=KUAIREC_SMALL),
+        retrieval=log.retrieval(
+            retrievers=retrievers(log),
+            free=(PopularityConfig().title, TransitionCountsConfig().title),
+            published=KUAIREC_SMALL,
+        ),
     )
 
 

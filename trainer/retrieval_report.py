@@ -49,9 +49,10 @@ def describe_retrieval(
         num_items: items that a list may hold.
 
     Returns:
-        `reference`, `metric`, sizes, `rows` (metrics with intervals and each seed's values, and the
-        same by bucket), `pairs` (differences of every two rows), `bucket_pairs` (of rows to the
-        reference) and `orders` (every two rows that the paper orders, and how they come out here).
+        `reference`, `metric`, `free`, sizes, `rows` (metrics with intervals and each seed's values,
+        and the same by bucket), `pairs` (differences of every two rows), `bucket_pairs` (of rows to
+        the reference) and `orders` (every two rows that the paper orders, and how they come out
+        here).
     """
     measured = {row.title: measure.measure(row) for row in rows}
     pairs = [
@@ -79,6 +80,7 @@ def describe_retrieval(
     found: dict[str, Any] = {
         "reference": study.reference,
         "metric": study.metric,
+        "free": list(study.free),
         "at": list(LENGTHS),
         "cases": len(measure.cases),
         "users": measure.num_users,

@@ -50,6 +50,7 @@ class RetrievalStudy:
     Args:
         reference: title of the row that the others are set against.
         retrievers: rows that retrieve alone.
+        free: titles of those that train nothing; the best of them is set against the best other.
         metric: what headline and figure are about, e.g. `recall@10`.
         published: title -> metric -> value, where the paper has one; the order of two rows counts.
         width: beams of trained rows.
@@ -59,6 +60,7 @@ class RetrievalStudy:
 
     reference: str
     retrievers: tuple[RetrieverConfig, ...] = ()
+    free: tuple[str, ...] = ()
     metric: str = "recall@10"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     width: int = max(LENGTHS)
@@ -86,7 +88,7 @@ class RetrievalStudy:
         every = [*titles, *(one.title for one in self.retrievers)]
         if len(set(every)) < len(every):
             raise ValueError(f"retrieval: a title stands twice in {every}")
-        unknown = sorted({self.reference, *self.published} - set(every))
+        unknown = sorted({self.reference, *self.published, *self.free} - set(every))
         if unknown:
             raise ValueError(f"retrieval: {unknown} are no rows, expected rows of {every}")
 

@@ -54,6 +54,7 @@ def retrieval_findings(report: Report) -> list[dict[str, str]]:
     source = (report.get("study") or {}).get("source", "the paper")
     return [
         *_against_reference(retrieval),
+        *_beside_free(retrieval),
         *_for_few_impressions(retrieval),
         *_gaps(retrieval),
         *(
@@ -81,6 +82,30 @@ def _against_reference(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:
             if held
         ]
     return findings
+
+
+def _beside_free(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The best row that learns beside the best one that trains nothing."""
+    metric = retrieval["metric"]
+    best: dict[bool, tuple[float, str]] = {}
+    for row in retrieval["rows"]:
+        value = row["metrics"].get(metric, {}).get("value")
+        is_free = row["name"] in retrieval["free"]
+        if value is not None and value > best.get(is_free, (-1.0, ""))[0]:
+            best[is_free] = (value, row["name"])
+    if len(best) < 2:
+        return []
+    (learned, name), (free, free_name) = best[False], best[True]
+    gain = gain_of(retrieval, name, free_name, metric)
+    if gain is None:
+        return []
+    words = {"better": "ABOVE", "unclear": "NOT to be told from", "worse": "BELOW"}
+    text = (
+        f"The best row that learns, {name} ({metric} {learned:.4f}), is {words[gain.kind]} "
+        f"{free_name} ({free:.4f}), which trains nothing: difference {gain.value:+.4f}, 95 % "
+        f"interval {gain.low:+.4f} to {gain.high:+.4f}."
+    )
+    return [{"kind": gain.kind, "text": text}]
 
 
 def _for_few_impressions(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -139,6 +139,7 @@ def report(split, cases):
         reference="DIG",
         retrievers=tuple(Named(title) for title in ("weak", "same", "strong")),
         published=PUBLISHED,
+        free=("weak", "same"),
     )
     rows = [
         row_of(split, cases, "weak", 0.5),
@@ -174,6 +175,8 @@ def test_orders_that_differ_from_the_papers_are_named(report):
     assert "Above DIG in recall@10: strong" in text
     assert "Below DIG in recall@10: weak" in text
     assert "DIG: AUC" in text
+    assert "The best row that learns, strong (recall@10 0." in text
+    assert "is ABOVE same (0." in text
     assert report["verdict"]["headline"] == "strong retrieves better than DIG"
 
 
@@ -207,6 +210,12 @@ def test_rows_that_are_not_there_are_refused():
     smoke = dig.main_smoke()
     with pytest.raises(ValueError, match=r"\['other'\] are no rows"):
         Comparison(name="s", rows=smoke.rows, retrieval=RetrievalStudy(reference="other"))
+    with pytest.raises(ValueError, match=r"\['absent'\] are no rows"):
+        Comparison(
+            name="s",
+            rows=smoke.rows,
+            retrieval=RetrievalStudy(reference="DIG", free=("absent",)),
+        )
     with pytest.raises(ValueError, match="stands twice"):
         Comparison(
             name="s",
