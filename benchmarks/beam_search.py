@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import tyro
 from beam_search_sides import Searcher, check_as_loop, check_exact, network_of, request_of
-from record import Record, compare_in_turn, records_table, results_file, write_results
+from record import Record, compare_in_turn, records_table, write_results
 
 from trainer.host_memory import reuse_freed_memory
 from trainer.modules.request_encoder import Request
@@ -147,7 +147,7 @@ def main(settings: Settings) -> None:
         write_json(settings.json, values)
     if settings.write_note:
         write_results(
-            results_file("beam_search"),
+            "beam_search",
             title="Beam search with a ranker",
             command="OMP_NUM_THREADS=1 python benchmarks/beam_search.py --write-note",
             notes=notes(settings, tuples),
