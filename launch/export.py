@@ -75,6 +75,13 @@ def export(arguments: ExportArgs, console: Console) -> dict[str, Any]:
     Raises:
         ValueError: for whatever is wrong with run, log or tokens.
     """
+    if arguments.measure_rows < 1:
+        raise ValueError(f"--measure-rows is {arguments.measure_rows}, expected at least 1")
+    if not arguments.measure and arguments.measure_rows != ExportArgs.measure_rows:
+        raise ValueError(
+            f"--measure-rows {arguments.measure_rows} has no effect with --no-measure; leave one "
+            "out"
+        )
     classes = own_classes(arguments.experiment)
     run = TrainedRun.open(arguments.run, checkpoint=arguments.checkpoint, classes=classes)
     precision = None if arguments.precision == "trained" else arguments.precision
