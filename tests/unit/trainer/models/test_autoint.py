@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.models.autoint import AutoIntConfig
+from trainer.models.autoint import AutoIntConfig, InteractingLayer
 
 FEATURES = {"user": 3, "candidate": 3, "dense": 3}
 
@@ -46,6 +46,40 @@ def test_equals_the_equations(hidden_dims):
         expected.append(torch.cat(parts))
     torch.testing.assert_close(tower(x_BF), torch.stack(expected))
     assert tower.out_dim == 3 * 4 + (hidden_dims[-1] if hidden_dims else 0)
+
+
+@pytest.mark.parametrize(
+    ("in_dim", "num_fields", "num_heads", "head_dim"),
+    [(3, 5, 2, 4), (6, 4, 1, 2), (2, 1, 3, 1), (4, 7, 4, 3)],
+)
+def test_a_layer_and_its_gradients_equal_the_equations(in_dim, num_fields, num_heads, head_dim):
+    torch.manual_seed(0)
+    layer = InteractingLayer(in_dim, num_heads=num_heads, head_dim=head_dim).double()
+    x_BNI = torch.randn(3, num_fields, in_dim, dtype=torch.float64, requires_grad=True)
+    sizes = {"num_heads": num_heads, "head_dim": head_dim}
+    naive = torch.stack([torch.stack(naive_layer(layer, list(row), **sizes)) for row in x_BNI])
+    out = layer(x_BNI)
+    torch.testing.assert_close(out, naive)
+    gradient = torch.randn_like(out)
+    inputs = (x_BNI, layer.project.weight)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, gradient), torch.autograd.grad(naive, inputs, gradient)
+    )
+
+
+def test_large_scores_choose_one_field():
+    """Scores of hundreds, beyond what exp can hold, still give weights of 0 and 1."""
+    layer = InteractingLayer(2, num_heads=1, head_dim=2)
+    identity, zero = torch.eye(2), torch.zeros(2, 2)
+    with torch.no_grad():
+        layer.project.weight.copy_(torch.cat([100 * identity, identity, identity, zero]))
+        x_BNI = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+        torch.testing.assert_close(layer(x_BNI), x_BNI)
+
+
+def test_no_rows_give_no_rows():
+    layer = InteractingLayer(3, num_heads=2, head_dim=4)
+    assert layer(torch.empty(0, 5, 3)).shape == (0, 5, 8)
 
 
 def test_features_of_unequal_dims_are_refused_by_name():
