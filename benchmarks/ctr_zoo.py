@@ -273,7 +273,8 @@ def run(settings: Settings) -> bool:
             "ctr_zoo",
             title="CTR models against two libraries",
             command="python benchmarks/ctr_zoo.py --write-note"
-            + (f" --movielens {settings.movielens}" if settings.movielens else ""),
+            + (f" --movielens {settings.movielens}" if settings.movielens else "")
+            + (f" --models {' '.join(settings.models)}" if settings.models != MODELS else ""),
             notes=__doc__.partition("Equal on all sides: ")[2].strip(),
             body=f"Medians of samples/s and means of AUC over {settings.rounds} seeds, in which "
             f"the sides train in turn. Targets: at least {FASTER:g} x the samples/s of each "
