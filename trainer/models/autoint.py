@@ -94,8 +94,8 @@ class InteractingLayer(nn.Module):
             for weight in (query, key, value)
         )
         # Written out: with as few and small vectors as fields have, faster than the fused kernel.
-        # Fields last and scores by key, then query: with heads of 8 dims, the order in which torch's
-        # batched products and its softmax are quickest on a CPU; with wider ones about level.
+        # Fields last and scores by key, then query: with heads of 8 dims the order in which torch's
+        # products and its softmax are quickest on a CPU, with wider ones about level.
         weights_XNN = torch.softmax(k_XdN.transpose(1, 2) @ q_XdN, dim=1)
         attended_BDN = (v_XdN @ weights_XNN).view(num_rows, self.out_dim, num_fields)
         return torch.relu(linear(x_BNI, residual) + attended_BDN.transpose(1, 2))
