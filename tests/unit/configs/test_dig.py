@@ -60,6 +60,16 @@ def test_retrievers_have_tokens_of_digs_shape():
     assert shapes == {(4, 256)}
 
 
+def test_generative_rows_end_by_validation_with_a_stated_maximum():
+    rows = [
+        one for one in dig.main_amazon_beauty().retrieval.retrievers if hasattr(one, "training")
+    ]
+    assert len(rows) == 5
+    for one in rows:
+        assert (one.generator.dim, one.generator.num_layers) == (64, 2)
+        assert one.training.patience * one.training.check_every < one.training.num_epochs
+
+
 def test_sweep_names_each_share_in_both_series(smoke):
     points = smoke["completeness"].study.sweep.points
     assert sorted(points.values()) == sorted(
