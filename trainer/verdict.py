@@ -68,6 +68,7 @@ def write_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
         findings += _among_tokens(report, tokens)
     findings += _against_baselines(report)
     findings += sid_findings(report)
+    findings += _one_class(report)
     findings += _ceiling(report)
     findings += _fairness(report)
     return {"headline": headline, "summary": summary, "findings": findings}
@@ -203,6 +204,19 @@ def _against_baselines(report: Mapping[str, Any]) -> list[dict[str, str]]:
         }
         for kind, names in against.items()
         if names
+    ]
+
+
+def _one_class(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Tasks whose rows are all positive, or all negative."""
+    return [
+        {
+            "kind": "note",
+            "text": f"{task}: the {report['split']['name']} rows hold one class, so there are no "
+            "AUCs.",
+        }
+        for task in report["tasks"]
+        if all(row["metrics"][task]["auc"] is None for row in report["rows"])
     ]
 
 

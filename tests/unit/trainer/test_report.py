@@ -309,3 +309,11 @@ def test_wrong_rows_are_refused(split):
     short = ReportRow(name="short", runs=(RowRun(seed=0, scores={"like": [0.5], "love": [0.5]}),))
     with pytest.raises(ValueError, match="row 'short': labels and scores differ in length"):
         build(split, [short])
+
+
+def test_rows_of_one_class_are_said_to_have_no_auc(split):
+    positives = replace(split, labels={"like": np.ones(ROWS), "love": split.labels["love"]})
+    found = build(positives, [baseline(split)])
+    text = " ".join(findings(found, "note"))
+    assert "like: the test rows hold one class, so there are no AUCs." in text
+    assert "love: the test" not in text
