@@ -133,13 +133,21 @@ def smoke() -> Experiment:
 
 def movielens1m_log() -> DigLog:
     """Five cases a user, since 1,188 users alone have likes in the test part."""
-    return DigLog(experiment=movielens1m(), name="movielens1m", cases_per_user=5)
+    return DigLog(
+        experiment=movielens1m(),
+        name="movielens1m",
+        cases_per_user=5,
+        training=dig_studies.LONG_TRAINING,
+    )
 
 
 def movielens1m_last_click_log() -> DigLog:
     """One case a user, items of its history left out."""
     return DigLog(
-        experiment=movielens1m_last_click(), name="movielens1m_last_click", leave_out_history=True
+        experiment=movielens1m_last_click(),
+        name="movielens1m_last_click",
+        leave_out_history=True,
+        training=dig_studies.LONG_TRAINING,
     )
 
 

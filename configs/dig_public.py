@@ -49,12 +49,14 @@ def open_bandit() -> Experiment:
 
 def kuairec_big_log() -> DigLog:
     """One case a user (last click), as in section 4.1."""
-    return DigLog(experiment=kuairec_big(), name="kuairec_big")
+    return DigLog(experiment=kuairec_big(), name="kuairec_big", training=dig_studies.LONG_TRAINING)
 
 
 def kuairec_small_log() -> DigLog:
     """One case a user (last click), as in section 4.1."""
-    return DigLog(experiment=kuairec_small(), name="kuairec_small")
+    return DigLog(
+        experiment=kuairec_small(), name="kuairec_small", training=dig_studies.LONG_TRAINING
+    )
 
 
 def taobao_ad_log() -> DigLog:

@@ -73,6 +73,8 @@ GENERATOR = GeneratorConfig(dim=64, num_layers=2)
 TRAINING = GeneratorTraining(num_epochs=60, learning_rate=3e-3, check_every=2, patience=4)
 """Of all generative rows: until four looks at the validation cases in a row, two epochs apart, find
 no better recall; at most 60 epochs."""
+LONG_TRAINING = replace(TRAINING, num_epochs=30, check_every=1)
+"""The same for logs with long sequences, whose epochs are as much as three of Amazon Beauty's."""
 
 OTHER_LOGS = "The paper's values are of other logs; only the order of rows can carry over."
 ONE_ANSWER = (
@@ -92,6 +94,7 @@ class DigLog:
         oracle: task -> column of true probabilities.
         cases_per_user: last positives of each user that are asked for.
         leave_out_history: items of a case's history are left out of its list.
+        training: of generative rows.
     """
 
     experiment: Experiment
@@ -100,6 +103,7 @@ class DigLog:
     oracle: Mapping[str, str] = field(default_factory=dict)
     cases_per_user: int = 1
     leave_out_history: bool = False
+    training: GeneratorTraining = TRAINING
 
     @property
     def model(self) -> DigModelConfig:
@@ -163,7 +167,7 @@ def retrievers(log: DigLog) -> tuple[RetrieverConfig, ...]:
     """What is free, SASRec, and the paper's baselines; tokens have DIG's levels and codes."""
     item = log.model.item
     shape: dict[str, Any] = {"num_levels": item.num_levels, "num_codes": item.num_codes}
-    network, generator, training = SASRec(num_epochs=100), GENERATOR, TRAINING
+    network, generator, training = SASRec(num_epochs=100), GENERATOR, log.training
     behaviour = SASRec()
     joint = ETEGRecConfig(tokenizer=RQVAE(**shape))
     if log.small:

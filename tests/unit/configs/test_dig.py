@@ -61,10 +61,10 @@ def test_retrievers_have_tokens_of_digs_shape():
 
 
 def test_generative_rows_end_by_validation_with_a_stated_maximum():
-    rows = [
-        one for one in dig.main_amazon_beauty().retrieval.retrievers if hasattr(one, "training")
-    ]
-    assert len(rows) == 5
+    logs = [dig.main_amazon_beauty(), dig.main_movielens1m(), dig.main_movielens1m_last_click()]
+    every = [one for log in logs for one in log.retrieval.retrievers]
+    rows = [one for one in every if hasattr(one, "training")]
+    assert len(rows) == 5 * len(logs)
     for one in rows:
         assert (one.generator.dim, one.generator.num_layers) == (64, 2)
         assert one.training.patience * one.training.check_every < one.training.num_epochs
