@@ -16,7 +16,9 @@ def retrieval(report: Report, styles: Styles) -> Figure | None:
         return None
     metric = found["metric"]
     of_parts = metric if metric in found["rows"][0]["buckets"][0]["metrics"] else "recall@10"
-    rows = [row for row in found["rows"] if metric in row["metrics"]]
+    rows = [row for row in found["rows"] if row["metrics"].get(metric, {}).get("value") is not None]
+    if not rows:  # e.g. no gap where one class leaves no AUC
+        return None
     color_of = {
         row["name"]: styles[row["name"]][0]
         if row["name"] in styles

@@ -15,7 +15,8 @@ from trainer.data.schema import RowRange
 from trainer.evaluation import EvaluationSplit
 from trainer.metrics import auc
 from trainer.report import ReportRow, RowRun, build_report, print_report, render_html, write_report
-from trainer.retrieval_report import describe_retrieval, gain_of
+from trainer.retrieval_figure import retrieval as draw_retrieval
+from trainer.retrieval_report import describe_retrieval, gain_of, retrieval_table
 from trainer.retrieval_study import (
     LENGTHS,
     RetrievalMeasure,
@@ -24,6 +25,7 @@ from trainer.retrieval_study import (
     RetrievalStudy,
 )
 from trainer.retrieval_task import RetrievalCases
+from trainer.retrieval_verdict import retrieval_findings, retrieval_headline
 
 ROWS, START, ITEMS, CASES = 3000, 500, 80, 400
 
@@ -202,6 +204,25 @@ def test_the_report_shows_retrieval(report, tmp_path):
     write_report(tmp_path, report)
     assert (tmp_path / "figures" / "retrieval.png").stat().st_size > 10_000
     assert "Retrieval" in (tmp_path / "report.md").read_text()
+
+
+def test_where_one_class_leaves_no_auc_the_report_is_written(report):
+    nothing = {"value": None, "ci": [None, None], "by_seed": [None]}
+    unknown = dict.fromkeys(("rank_auc", "recall_auc", "gap"), nothing)
+    rows = [
+        {**row, "metrics": {**row["metrics"], **unknown}} for row in report["retrieval"]["rows"]
+    ]
+    pairs = [
+        {**pair, "difference": None, "ci": [None, None]} if pair["metric"] in unknown else pair
+        for pair in report["retrieval"]["pairs"]
+    ]
+    retrieval = {**report["retrieval"], "metric": "gap", "rows": rows, "pairs": pairs}
+    without = {**report, "retrieval": retrieval}
+    assert draw_retrieval(without, {}) is None
+    assert retrieval_headline(without)[0] == "DIG: gap not measured"
+    assert retrieval_findings(without)
+    table = retrieval_table(without)
+    assert [cell.text for cell in table.rows[0]][-4:-1] == ["-", "-", "-"]
 
 
 def test_rows_that_are_not_there_are_refused():
