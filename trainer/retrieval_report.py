@@ -162,13 +162,13 @@ def retrieval_table(report: Report) -> ReportTable:
     ]
     metric = retrieval["metric"]
     has_paper = any(metric in row["published"] for row in rows)
-    known = {
+    values_of = {
         name: [row["metrics"][name]["value"] for row in rows if name in row["metrics"]]
         for name, _ in shown
         if name != "gap"
     }
     # Where one class leaves no AUC, no row has one.
-    best = {name: max(values) for name, values in known.items() if None not in values}
+    best = {name: max(values) for name, values in values_of.items() if None not in values}
     cells = []
     for row in rows:
         line = [Cell(row["name"], _seeds(row, metric))]
