@@ -46,14 +46,13 @@ from trainer.serving.folder import (
     written_whole,
 )
 from trainer.serving.identity import ENCODED_ITEMS
+from trainer.serving.managed_map import managed_map
 from trainer.serving.predictor import Predictor
 from trainer.serving.tables import RowKind, quantize, stored_shapes
 from trainer.stored_state import StoredState, TensorFile
 
 _VALUE = "/value"
 _NEXT_TOKEN = "next_token."
-_UNUSED = np.iinfo(np.int64).max
-"""What stands in a managed table's map where no id has the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +275,7 @@ def _identity(run: TrainedRun) -> dict[str, Tensor]:
         found[ENCODED_ITEMS] = run.dataset().item_ids
     for table in run.ranking_tables:
         if table.managed is not None:
-            found |= _managed_map(run.source, table)
+            found |= managed_map(run.source, table)
         elif isinstance(run.model.item, TokenItemConfig) and "item_id" in table.features:
             if table.pooling != "none":
                 continue
@@ -285,35 +284,6 @@ def _identity(run: TrainedRun) -> dict[str, Tensor]:
             kept = most_exposed_items(dataset, rows=train, num_rows=table.rows)
             found[f"{table.name}/item_ids"] = dataset.item_ids[kept.lengths > 0]
     return {name: torch.from_numpy(np.ascontiguousarray(ids)) for name, ids in found.items()}
-
-
-def _managed_map(source: StoredState, table: TableSpec) -> dict[str, NDArray[np.int64]]:
-    """Which id (hashed) has which row of a managed table; see `ManagedRows`."""
-    ending = f".{table.name}._mch_sorted_raw_ids"
-    name = next((one for one in source.tensors if one.endswith(ending)), None)
-    if name is None:
-        raise ServingError(f"{source.path}: holds no map of the managed table {table.name!r}")
-    hashes = source.whole(name).numpy()
-    rows = source.whole(name.removesuffix("sorted_raw_ids") + "remapped_ids_mapping").numpy()
-    boxes = sorted((chunk.box for chunk in source.tensors[name].chunks), key=lambda b: b.offsets)
-    if len(boxes) != source.state["world_size"]:
-        raise ServingError(
-            f"{source.path}: the map of table {table.name!r} has {len(boxes)} shards, expected one "
-            f"for each of {source.state['world_size']} ranks"
-        )
-    used_hashes, used_rows, shared = [], [], []
-    for box in boxes:
-        start, stop = box.offsets[0], box.offsets[0] + box.sizes[0]
-        shared.append(stop - 1)
-        part = slice(start, stop - 1)  # the last place of a shard is never matched
-        used = hashes[part] != _UNUSED
-        used_hashes.append(hashes[part][used])
-        used_rows.append(rows[part][used])
-    return {
-        f"{table.name}/hashes": np.concatenate(used_hashes),
-        f"{table.name}/rows": np.concatenate(used_rows),
-        f"{table.name}/shared": np.asarray(shared),
-    }
 
 
 def _write_static_features(folder: Path, run: TrainedRun) -> None:
