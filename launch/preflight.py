@@ -20,7 +20,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import Ranks, append_line, connect_store, start_ranks
+from trainer.distributed import Ranks, start_ranks
+from trainer.job_store import append_line, connect_store
 
 PREFLIGHT_SECONDS = 180.0
 NUM_VALUES = 1 << 20

@@ -13,10 +13,9 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
-from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from trainer.host_memory import reuse_freed_memory
+from trainer.job_store import store_of_this_start
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,17 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
         reuse_freed_memory()
     if not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+            store, backend = (
+                store_of_this_start(timeout),
+                "nccl" if device.type == "cuda" else "gloo",
+            )
+            if store is None:
+                dist.init_process_group(backend, timeout=timeout)
+            else:
+                rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+                dist.init_process_group(
+                    backend, timeout=timeout, store=store, rank=rank, world_size=num_ranks
+                )
         except dist.DistNetworkError as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise RuntimeError(
@@ -125,37 +134,6 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
         local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
         device=device,
     )
-
-
-def connect_store(name: str, timeout: timedelta = timedelta(minutes=1)) -> Store:
-    """The job's key-value store, under a name of its own; works before the process group is there.
-
-    Under torchrun its agent holds the store; otherwise rank 0 does, on the announced port.
-
-    Args:
-        name: that keeps keys apart from others'.
-        timeout: for the store to answer.
-
-    Raises:
-        RuntimeError: when it does not answer.
-    """
-    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=os.environ["RANK"] == "0" and not held_by_agent,
-        timeout=timeout,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    # An agent's store outlives its ranks; what earlier ones left there must not be found.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if held_by_agent else "0"
-    return PrefixStore(f"farewell/{name}/{attempt}", store)
-
-
-def append_line(store: Store, key: str, line: str) -> None:
-    """Add a line to what a key of the store holds; lines of several ranks do not mix."""
-    store.append(key, line + "\n")  # type: ignore[attr-defined]  # missing in torch's stub
 
 
 def stop_ranks() -> None:

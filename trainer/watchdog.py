@@ -18,7 +18,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import TypeVar
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from trainer.distributed import Ranks, append_line, connect_store
+from trainer.distributed import Ranks
+from trainer.job_store import append_line, connect_store
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,9 @@ class Watchdog:
     def _end(self) -> None:
         """Write the stacks, hear the other ranks, name the culprit, end the process."""
         faulthandler.dump_traceback(file=self._log, all_threads=True)
+        # The store gets its time to answer before faulthandler ends the process.
+        limit = self._seconds + 4 * self._interval + 2 * _STORE_TIMEOUT.total_seconds()
+        faulthandler.dump_traceback_later(limit, exit=True, file=self._log)
         message = self._verdict()
         logger.critical("%s", message)
         try:
@@ -166,18 +170,25 @@ class Watchdog:
 
     def _verdict(self) -> str:
         own = Standstill(*self._place(), *self._position())
-        try:
-            assert self._store is not None
-            append_line(self._store, "standing", self._line(own))
-            time.sleep(2 * self._interval)  # ranks notice within one interval of each other
-            standing = self._read("standing")
-            everyone = self._read("hosts")
-        except (RuntimeError, OSError):  # the store is gone with its host
+        heard: list[tuple[list[Standstill], list[Standstill]]] = []
+        # Calls of a store whose process is stopped never return, whatever their time-out.
+        asking = threading.Thread(target=self._ask, args=(own, heard), daemon=True)
+        asking.start()
+        asking.join(2 * self._interval + _STORE_TIMEOUT.total_seconds())
+        if not heard:
             return (
                 f"{_name(own)} stands still in {own.where}, and the job's store does not answer: "
                 f"the process or host of rank 0, which holds it, is stopped or lost; {_CURE}"
             )
-        return verdict(standing, everyone, self._ranks.world_size, self._seconds)
+        return verdict(*heard[0], self._ranks.world_size, self._seconds)
+
+    def _ask(self, own: Standstill, heard: list[tuple[list[Standstill], list[Standstill]]]) -> None:
+        """Tell the others of this rank, and hear who stands still, and of all ranks."""
+        assert self._store is not None
+        with suppress(RuntimeError, OSError):  # the store is gone with its host
+            append_line(self._store, "standing", self._line(own))
+            time.sleep(2 * self._interval)  # ranks notice within one interval of each other
+            heard.append((self._read("standing"), self._read("hosts")))
 
     def _read(self, key: str) -> list[Standstill]:
         assert self._store is not None
