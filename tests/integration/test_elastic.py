@@ -40,6 +40,17 @@ def agent(folder, port, workspace):
     )
 
 
+def wait_until_it_listens(port):
+    """Until a rendezvous is there."""
+    deadline = time.monotonic() + 60
+    while not any(
+        one.laddr.port == port and one.status == psutil.CONN_LISTEN
+        for one in psutil.net_connections("tcp")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 def test_the_node_that_is_left_finishes_the_run(workspace):
@@ -47,8 +58,12 @@ def test_the_node_that_is_left_finishes_the_run(workspace):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    first, second = (agent(folder, port, workspace) for _ in range(2))
+    # The node that is left has to be the one with the rendezvous: it comes first.
+    agents = [agent(folder, port, workspace)]
     try:
+        wait_until_it_listens(port)
+        agents.append(agent(folder, port, workspace))
+        first, second = agents
         deadline = time.monotonic() + 150
         while len(Checkpoints(folder / "checkpoints").complete()) < 2:
             assert time.monotonic() < deadline
@@ -60,7 +75,7 @@ def test_the_node_that_is_left_finishes_the_run(workspace):
         assert not (folder / "result.json").exists()
         assert first.wait(timeout=240) == 0
     finally:
-        for process in (first, second):
+        for process in agents:
             if process.poll() is None:
                 process.kill()
     result = json.loads((folder / "result.json").read_text())
