@@ -136,7 +136,7 @@ def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     try:
         _check_counts(folder, manifest)
         return _read(folder)
-    except (pa.ArrowException, SafetensorError, KeyError, OSError) as error:
+    except (pa.ArrowException, SafetensorError, KeyError, OSError, UnicodeDecodeError) as error:
         raise TokenArtifactError(
             f"unreadable token artifact ({error}); make it again with `farewell tokenize`"
         ) from error

@@ -110,7 +110,7 @@ def read_items(path: Path, column: str) -> pa.Table:
         if missing:
             raise ValueError(f"{path}: expected column {missing[0]!r}, found {', '.join(names)}")
         table = pq.read_table(path, columns=list(dict.fromkeys(["item_id", column])))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a whole parquet file, found {error}") from error
     if table.num_rows == 0:
         raise ValueError(f"{path}: expected at least one item, found no rows")

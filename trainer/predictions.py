@@ -64,7 +64,7 @@ class Predictions:
         """
         try:
             table = pq.read_table(path)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (FileNotFoundError, pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected a parquet file of predictions ({error})") from error
         if ROW not in table.column_names:
             found = ", ".join(table.column_names)

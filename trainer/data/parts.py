@@ -42,7 +42,7 @@ class ParquetPart:
         try:
             with pq.ParquetFile(path) as file:
                 return cls(path, file.metadata, file.schema_arrow)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path}: expected a parquet file, found one that is truncated or not parquet "
                 f"({_first_line(error)}); write it again"
@@ -58,7 +58,7 @@ class ParquetPart:
         try:
             with pq.ParquetFile(self.path, metadata=self.metadata) as file:
                 return file.read_row_groups(list(groups), columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.path}: expected readable row groups {list(groups)[:3]}..., found a file "
                 f"that is truncated or damaged ({_first_line(error)}); write it again"

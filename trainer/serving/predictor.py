@@ -212,7 +212,7 @@ class Predictor:
                     for batch in file.iter_batches(batch_rows, columns=columns):
                         yield part, first_row, pa.Table.from_batches([batch])
                         first_row += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DataError(
                     f"{part}: expected a parquet file, found one that is missing, truncated or "
                     f"not parquet ({str(error).splitlines()[0]})"

@@ -159,6 +159,16 @@ def test_missing_and_truncated_files(tmp_path, name):
         TokenArtifact.load(folder)
 
 
+def test_a_column_whose_name_is_no_text(tmp_path):
+    """pyarrow raises its own `UnicodeDecodeError` there."""
+    folder = tmp_path / "tokens"
+    fit().save(folder)
+    path = folder / "tokens.parquet"
+    path.write_bytes(path.read_bytes().replace(b"item_id", b"\x80tem_id"))
+    with pytest.raises(TokenArtifactError, match="unreadable token artifact"):
+        TokenArtifact.load(folder)
+
+
 @pytest.mark.parametrize("name", ["tokens.parquet", "codebooks.safetensors", "merges.parquet"])
 def test_files_of_another_artifact(tmp_path, name):
     fit().save(tmp_path / "one")

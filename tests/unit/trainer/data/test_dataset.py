@@ -129,6 +129,12 @@ SPOILED_AFTER_WRITING = {
         r"part-00001.parquet: expected a parquet file, found one that is truncated or not "
         r"parquet .*; write it again",
     ),
+    "column whose name is no text": (
+        lambda log: log.part(1).write_bytes(
+            log.part(1).read_bytes().replace(b"user_id", b"\x80ser_id")
+        ),
+        r"part-00001.parquet: .* truncated or not parquet .*; write it again",
+    ),
     "empty file": (
         lambda log: log.part(0).write_bytes(b""),
         r"part-00000.parquet: .* truncated or not parquet .*; write it again",
