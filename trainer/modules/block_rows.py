@@ -90,7 +90,7 @@ class BlockRows(NamedTuple):
         row_QS = self.row_XHS.flatten(0, 1)
         weight_QS = None if share_XHS is None else share_XHS.to(x_Pd.dtype).flatten(0, 1)
         summed = embedding_bag(row_QS, x_Pd, mode="sum", per_sample_weights=weight_QS)
-        return summed.view(*self.row_XHS.shape[:2], -1)
+        return summed.view(*self.row_XHS.shape[:2], x_Pd.shape[1])
 
 
 def sorted_by_block(selected_XHS: Tensor, block_size: int, *, dim: int) -> BlockRows:
@@ -151,12 +151,12 @@ class BlockProducts:
         each = [min(chunk, num - start) for start in range(0, num, chunk)]
         self._rows_of_chunks = [num_rows // num * count for count in each]
         if rows.tile:
-            self.multiply = _multiply_batches
+            self._product = torch.bmm
             self._parts_of_chunk = 1
             self._rows_of_parts = self._rows_of_chunks
             self._units_of_parts = [num_units // num * count for count in each]
         else:
-            self.multiply = _multiply
+            self._product = torch.mm
             self._parts_of_chunk = num_tokens // block_size * chunk
             self._rows_of_parts = _sizes(rows.block_T, num_rows)
             self._units_of_parts = [1] * num_units
@@ -169,6 +169,13 @@ class BlockProducts:
             parts = slice(number * self._parts_of_chunk, (number + 1) * self._parts_of_chunk)
             yield parts, slice(start, start + count), room_PB[:count]
             start += count
+
+    def multiply(
+        self, left: Sequence[Tensor], right: Sequence[Tensor], out: Sequence[Tensor]
+    ) -> None:
+        """Write each part's product to its place."""
+        for one, other, product in zip(left, right, out, strict=True):
+            self._product(one, other, out=product)
 
     def by_row(
         self, x_PK: Tensor, parts: slice = slice(None), *, transposed: bool = False
@@ -202,18 +209,6 @@ class BlockProducts:
             return x_UBd.view_as(like_XHd)
         blocks = torch.zeros_like(like_XHd).view(-1, self.block_size * like_XHd.shape[2])
         return blocks.index_add_(0, self.rows.block_T, x_UBd.flatten(1)).view_as(like_XHd)
-
-
-def _multiply(left: Sequence[Tensor], right: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    for one, other, product in zip(left, right, out, strict=True):
-        torch.mm(one, other, out=product)
-
-
-def _multiply_batches(
-    left: Sequence[Tensor], right: Sequence[Tensor], out: Sequence[Tensor]
-) -> None:
-    for one, other, product in zip(left, right, out, strict=True):
-        torch.bmm(one, other, out=product)
 
 
 def _sizes(count_XN: Tensor, num_rows: int) -> list[int]:

@@ -157,7 +157,7 @@ def _chunk(x_XHd: Tensor, rows: BlockRows, block_size: int) -> int:
     if x_XHd.device.type != "cpu":
         return max(1, num)
     weight_bytes = len(rows.query_P) * block_size * x_XHd.element_size() // max(1, num)
-    return max(1, _CHUNK_BYTES * torch.get_num_threads() // weight_bytes)
+    return max(1, _CHUNK_BYTES * torch.get_num_threads() // max(1, weight_bytes))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -61,6 +61,15 @@ def test_equals_loops_forward_and_backward(num, num_tokens, dim, block_size, num
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("segment_flops", [0, 250_000])
+def test_no_impressions(monkeypatch, segment_flops):
+    monkeypatch.setattr(block_rows, "_SEGMENT_FLOPS", segment_flops)
+    values = inputs(0, 12, 4)
+    out = block_attention(*values, block_size=4, num_selected=2)
+    assert out.shape == (0, 12, 4)
+    assert [one.shape for one in gradients(out, values)] == [(0, 12, 4)] * 3
+
+
 def test_chunks_change_nothing(monkeypatch):
     values = inputs(7, 16, 4)
     whole = block_attention(*values, block_size=4, num_selected=2)
