@@ -186,11 +186,12 @@ class DigNetwork(RankingNetwork):
             batch.row_B, step=self.num_steps, number=number, num_items=self.encoder.num_items
         )
         row_X, place = torch.unique(torch.cat([row_U, drawn_BN.flatten()]), return_inverse=True)
-        with torch.autocast(row_U.device.type, enabled=False):
+        learns = torch.is_grad_enabled() and self.config.item.encoder_learns_at(int(self.num_steps))
+        with (
+            torch.set_grad_enabled(learns),
+            torch.autocast(row_U.device.type, enabled=False),
+        ):
             e_XD = self.encoder(row_X)
-        if e_XD.requires_grad and not self.config.item.encoder_learns_at(int(self.num_steps)):
-            # Zeros, not None: with several ranks the same parameters must get gradients each step.
-            e_XD.register_hook(torch.zeros_like)
         return Encoded(row_X, e_XD, place[: len(row_U)], place[len(row_U) :].view_as(drawn_BN))
 
     def request(self, batch: Batch, pooled: KeyedTensor, encoded: Encoded) -> Request:
@@ -277,7 +278,7 @@ class DigNetwork(RankingNetwork):
             found = self.quantizer(encoded.e_XD)
             place_BS = torch.cat([place_B.unsqueeze(1), encoded.place_BN], dim=1)
             losses = {
-                "commit": found.commitment()[place_BS].mean(),
+                "commit": found.commitment()[place_BS].mean() + _zero_of(self.encoder),
                 "sem": found.reconstruction()[place_BS].mean(),
             }
             if self.config.recall_weight:
@@ -347,6 +348,13 @@ class DigNetwork(RankingNetwork):
             place_M = place_BS.flatten()
             self.quantizer.follow(found, place_M, row_X.index_select(0, place_M))
         self.num_steps += 1
+
+
+def _zero_of(module: nn.Module) -> Tensor:
+    """Zero, by which all parameters get gradients, of zeros where nothing else moves them: with
+    several ranks the same parameters must get gradients in every step."""
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    return sum((0 * weight.sum() for weight in learning), torch.zeros(()))
 
 
 def _check(network: DigNetwork, tables: Sequence[TableSpec], num_histories: int) -> None:
