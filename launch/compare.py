@@ -54,7 +54,7 @@ class CompareOptions:
 
     Args:
         seeds: each row is trained with seeds 0 to `seeds` - 1; medians are shown.
-        ranks: processes on this machine.
+        ranks: processes on this machine: of a training, or of as many retrievers at a time.
         folder: of the report; by default `runs/<comparison>`.
         cells: folder of trained cells, which comparisons share.
         json: file to write the report to, beside `report.json` in the folder.
@@ -133,6 +133,7 @@ def compare(name: str, comparison: Comparison, options: CompareOptions) -> None:
             dataset=dataset,
             splits=splits,
             cells=options.cells,
+            ranks=options.ranks,
             console=console,
         ).describe(comparison, runs, split)
     with console.status("evaluating the test rows"):

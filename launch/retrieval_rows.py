@@ -7,9 +7,8 @@ decides them. What is there is not computed again.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from launch.fitted_retrievers import FittedRetriever, fit_missing
 from launch.ranks import run_on_ranks
 from trainer.baselines.retriever import without_known
 from trainer.comparison import Comparison
@@ -34,7 +34,6 @@ from trainer.retrieval_study import (
     RetrievalRow,
     RetrievalRun,
     RetrievalStudy,
-    RetrieverConfig,
 )
 from trainer.retrieval_task import RetrievalTask
 from trainer.retrieved_part import RetrievedPart
@@ -55,6 +54,7 @@ class RetrievalRows:
         dataset: the log.
         splits: its parts.
         cells: folder of all cells.
+        ranks: processes that retrievers are fitted in.
         console: shows what is computed.
     """
 
@@ -62,6 +62,7 @@ class RetrievalRows:
     dataset: Dataset
     splits: Splits
     cells: Path
+    ranks: int
     console: Console
 
     def describe(
@@ -85,12 +86,8 @@ class RetrievalRows:
         )
         seeds = sorted({seed for of_row in runs.values() for seed in of_row})
         rows = [
-            RetrievalRow(
-                title=one.title,
-                kind="retriever",
-                runs=tuple(self._of_retriever(one, task, seed) for seed in seeds),
-            )
-            for one in self.study.retrievers
+            RetrievalRow(title=title, kind="retriever", runs=found)
+            for title, found in self._of_retrievers(task, seeds).items()
         ]
         rows += [
             RetrievalRow(
@@ -107,31 +104,38 @@ class RetrievalRows:
         measure = RetrievalMeasure(task.test, split)
         return describe_retrieval(self.study, rows, measure, num_items=task.num_items)
 
-    def _of_retriever(
-        self, config: RetrieverConfig, task: RetrievalTask, seed: int
-    ) -> RetrievalRun:
-        """Fit a retriever and ask it, or read what it said."""
+    def _of_retrievers(
+        self, task: RetrievalTask, seeds: Sequence[int]
+    ) -> dict[str, tuple[RetrievalRun, ...]]:
+        """Lists of what retrieves alone, by title: fitted now, or kept from another comparison."""
         manifest = self.dataset.folder / "manifest.json"
-        key = _digest(
-            repr(config),
-            seed,
+        decisive = (
             self.splits,
             (task.leave_out_history, self.study.cases_per_user),
             manifest.read_bytes() if manifest.exists() else b"",
         )
-        name = re.sub(r"\W+", "_", config.title.lower())
-        folder = self.cells / f"{self.dataset.folder.name}_{name}_seed{seed}_{key}"
-        path = folder / "lists.npy"
-        if not path.exists():
-            with self.console.status(f"{config.title}, seed {seed}: fitting and retrieving"):
-                retriever = config.build(self.dataset)
-                retriever.fit(task, seed=seed)
-                lists = retriever.top(task.test.history, max(LENGTHS))
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = folder / f".lists.{os.getpid()}.npy"
-            np.save(unfinished, lists)
-            os.replace(unfinished, path)
-        return RetrievalRun(seed=seed, lists_CM=np.load(path))
+        fitted = []
+        for config in self.study.retrievers:
+            for seed in seeds:
+                name = re.sub(r"\W+", "_", config.title.lower())
+                key = _digest(repr(config), seed, *decisive)
+                folder = self.cells / f"{self.dataset.folder.name}_{name}_seed{seed}_{key}"
+                fitted.append(FittedRetriever(config=config, seed=seed, folder=folder))
+        fit_missing(
+            fitted,
+            dataset=self.dataset,
+            task=task,
+            ranks=self.ranks,
+            log_folder=self.cells / "log",
+        )
+        return {
+            config.title: tuple(
+                RetrievalRun(seed=one.seed, lists_CM=np.load(one.path))
+                for one in fitted
+                if one.config.title == config.title
+            )
+            for config in self.study.retrievers
+        }
 
     def _of_cell(
         self, experiment: Experiment, run: RunFolder, task: RetrievalTask, seed: int
