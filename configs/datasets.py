@@ -128,16 +128,27 @@ def movielens1m_last_click() -> Source:
 def amazon_beauty() -> Source:
     """Amazon Beauty, leave-one-out; gen rows + mem rows stay below 67 % of the 12,101 items.
 
-    As `farewell data amazon_beauty` writes it the log has positives alone: for retrieval. Rankers
-    want `--negatives`, see `trainer.data.amazon_beauty`.
+    As `farewell data amazon-beauty` writes it the log has positives alone: for retrieval. Rankers
+    want `amazon_beauty_sampled`.
     """
-    folder = Path("data/amazon_beauty")
+    return _amazon_beauty(Path("data/amazon_beauty"))
+
+
+def amazon_beauty_sampled() -> Source:
+    """The same with one item drawn at random beside each review, label 0.
+
+    `farewell data amazon-beauty --source ... --folder data/amazon_beauty_sampled --negatives 1`
+    """
+    return _amazon_beauty(Path("data/amazon_beauty_sampled"))
+
+
+def _amazon_beauty(folder: Path) -> Source:
     return Source(
         data=DataConfig(folder=folder, schema=SCHEMA_BEAUTY, split=SPLIT_AT_LAST_CLICKS),
         tokens=tokens_in(folder, RQKMeans(num_levels=4, num_codes=256), num_merges=7_000),
         num_items=12_101,
         residual_ids=("user_id",),
-        train=TrainConfig(batch_size=1024, num_epochs=1),
+        train=TrainConfig(batch_size=2048, num_epochs=1),
         warmup_steps=10,
     )
 
