@@ -108,9 +108,13 @@ def measure(settings: Settings, tokens: int, dtype_name: str) -> list[Record]:
             return block_attention(q, k, v, block_size=block_size, num_selected=num_selected)
 
         sides[sparsity] = ours
-        sizes = {"block_size": block_size, "num_selected": num_selected}
+        sizes = {
+            "block_size": block_size,
+            "num_selected": num_selected,
+            "dtype": getattr(torch, dtype_name),
+        }
         formula = values[0].shape[0] * attention_flops(tokens, settings.dim, **sizes)
-        way = way_of(tokens, settings.dim, device="cpu", **sizes)
+        way = way_of(settings.dim, device="cpu", **sizes)
         records.append(
             flops_record(
                 f"FLOPs, H = {tokens}, sparsity {sparsity:g}, {way}, {dtype_name}",

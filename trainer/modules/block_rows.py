@@ -5,7 +5,7 @@ selects. Rows of a block stand together, and two ways multiply them with it:
 
 | way | where | how |
 |---|---|---|
-| `segments` | CPUs, for blocks large enough | one product a block, of as many rows as chose it |
+| `segments` | CPUs, not bf16, large blocks | one product a block, of as many rows as chose it |
 | `tiles` | elsewhere | one batched product of tiles of equally many rows, each of one block |
 
 How many tiles there are depends on sizes alone (the most that any routing needs), so that no GPU
@@ -27,10 +27,11 @@ from torch.nn.functional import embedding_bag
 Way = Literal["segments", "tiles"]
 
 _TILE_ROWS = (1, 2, 4, 8, 16, 32, 64)
-_ROWS_OF_A_COPY = 2.0
+_ROWS_OF_A_COPY = 8.0
 """Bringing a block to its tile costs about as much time as so many rows of products."""
 _SEGMENT_FLOPS = 250_000
-"""A product of its own pays for the call from so many FLOPs on."""
+"""A product of its own pays for the call from so many FLOPs on; in bf16 it never did (a call takes
+10 us, in which batched products do 4 MFLOP)."""
 
 
 def num_tiles(num_tokens: int, num_blocks: int, num_selected: int, rows: int) -> int:
@@ -48,11 +49,12 @@ def tile_rows(num_tokens: int, num_blocks: int, num_selected: int) -> int:
     )
 
 
-def way_of(num_tokens: int, dim: int, *, block_size: int, num_selected: int, device: str) -> Way:
+def way_of(dim: int, *, block_size: int, num_selected: int, dtype: torch.dtype, device: str) -> Way:
     """How products are made; shapes on the meta device stand for a CPU."""
-    rows_of_a_block = num_tokens * num_selected * block_size // num_tokens
+    rows_of_a_block = num_selected * block_size
     large = 2 * rows_of_a_block * block_size * dim >= _SEGMENT_FLOPS
-    return "segments" if large and device in ("cpu", "meta") else "tiles"
+    wide = dtype.itemsize >= 4
+    return "segments" if large and wide and device in ("cpu", "meta") else "tiles"
 
 
 class BlockRows(NamedTuple):
@@ -93,18 +95,22 @@ class BlockRows(NamedTuple):
         return summed.view(*self.row_XHS.shape[:2], x_Pd.shape[1])
 
 
-def sorted_by_block(selected_XHS: Tensor, block_size: int, *, dim: int) -> BlockRows:
+def sorted_by_block(selected_XHS: Tensor, block_size: int, *, like_XHd: Tensor) -> BlockRows:
     """Rows of all pairs of a query and a block that it selects.
 
     Args:
         selected_XHS: blocks of each query.
         block_size: B.
-        dim: d, which with the other sizes decides how products are made.
+        like_XHd: queries, whose width and dtype help to decide how products are made.
     """
     num, num_tokens, num_selected = selected_XHS.shape
     num_blocks, device = num_tokens // block_size, selected_XHS.device
     way = way_of(
-        num_tokens, dim, block_size=block_size, num_selected=num_selected, device=device.type
+        like_XHd.shape[2],
+        block_size=block_size,
+        num_selected=num_selected,
+        dtype=like_XHd.dtype,
+        device=device.type,
     )
     tile = tile_rows(num_tokens, num_blocks, num_selected) if way == "tiles" else 0
     each_X11 = torch.arange(num, device=device).view(-1, 1, 1)

@@ -58,7 +58,13 @@ def selected_blocks(num_tokens: int, block_size: int, sparsity: float) -> int:
 
 
 def attention_flops(
-    num_tokens: int, dim: int, *, block_size: int, num_selected: int, device: str = "cpu"
+    num_tokens: int,
+    dim: int,
+    *,
+    block_size: int,
+    num_selected: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> int:
     """FLOPs of one head, forward and backward, for one impression (a multiply-add as two).
 
@@ -67,9 +73,9 @@ def attention_flops(
     by the same products, so of that the share 1 - sparsity is left, routing and filling apart.
     """
     num_blocks = num_tokens // block_size
-    sizes = {"block_size": block_size, "num_selected": num_selected, "device": device}
+    way = way_of(dim, block_size=block_size, num_selected=num_selected, dtype=dtype, device=device)
     rows = num_tokens * num_selected
-    if way_of(num_tokens, dim, **sizes) == "tiles":  # type: ignore[arg-type]
+    if way == "tiles":
         of_tile = tile_rows(num_tokens, num_blocks, num_selected)
         rows = of_tile * num_tiles(num_tokens, num_blocks, num_selected, of_tile)
     return 2 * num_tokens * num_blocks * dim + 12 * rows * block_size * dim
@@ -96,7 +102,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q_XHd: Tensor, k_XHd: Tensor, v_XHd: Tensor, selected_XHS: Tensor, block_size: int
     ) -> Tensor:
-        rows = sorted_by_block(selected_XHS, block_size, dim=q_XHd.shape[2])
+        rows = sorted_by_block(selected_XHS, block_size, like_XHd=q_XHd)
         products = BlockProducts(rows, block_size, _chunk(q_XHd, rows, block_size))
         q_XHd, k_XHd, v_XHd = q_XHd * q_XHd.shape[2] ** -0.5, k_XHd.contiguous(), v_XHd.contiguous()
 

@@ -92,7 +92,7 @@ def test_a_product_a_block_equals_loops(
 def test_tiles_of_every_size_give_the_same(monkeypatch, rows):
     values = inputs(3, 24, 4)
     expected = naive(*values, 3, 2)
-    monkeypatch.setattr(moba, "tile_rows", lambda *sizes: rows)
+    monkeypatch.setattr(block_rows, "tile_rows", lambda *sizes: rows)
     out = block_attention(*values, block_size=3, num_selected=2)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients(out, values), gradients(expected, values), strict=True):
@@ -101,7 +101,7 @@ def test_tiles_of_every_size_give_the_same(monkeypatch, rows):
 
 @pytest.mark.parametrize("way", ["segments", "tiles"])
 def test_all_queries_may_choose_the_same_blocks(monkeypatch, way):
-    monkeypatch.setattr(moba, "way_of", lambda *sizes, **more: way)
+    monkeypatch.setattr(block_rows, "way_of", lambda *sizes, **more: way)
     q, k, v = inputs(2, 32, 4)
     with torch.no_grad():
         q.abs_()
@@ -140,15 +140,19 @@ def test_bf16_is_near():
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("num_tokens", "dim", "block_size", "num_selected"),
     [(64, 8, 8, 4), (512, 16, 64, 2), (32, 8, 4, 4)],
 )
-def test_flops_are_those_of_the_formula(device, num_tokens, dim, block_size, num_selected):
-    values = [value.detach().to(device).requires_grad_() for value in inputs(3, num_tokens, dim)]
+def test_flops_are_those_of_the_formula(device, dtype, num_tokens, dim, block_size, num_selected):
+    values = [
+        value.detach().to(device, dtype).requires_grad_() for value in inputs(3, num_tokens, dim)
+    ]
+    sizes = {"block_size": block_size, "num_selected": num_selected}
     with FlopCounterMode(display=False) as counter:
-        block_attention(*values, block_size=block_size, num_selected=num_selected).sum().backward()
-    formula = attention_flops(num_tokens, dim, block_size=block_size, num_selected=num_selected)
+        block_attention(*values, **sizes).sum().backward()
+    formula = attention_flops(num_tokens, dim, dtype=dtype, **sizes)
     assert counter.get_total_flops() == 3 * formula
 
 
