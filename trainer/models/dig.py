@@ -351,8 +351,10 @@ class DigNetwork(RankingNetwork):
 
 
 def _zero_of(module: nn.Module) -> Tensor:
-    """Zero, by which all parameters get gradients, of zeros where nothing else moves them: with
-    several ranks the same parameters must get gradients in every step."""
+    """Zero, by which all parameters get gradients, of zeros where nothing else moves them.
+
+    With several ranks the same parameters must get gradients in every step.
+    """
     learning = [weight for weight in module.parameters() if weight.requires_grad]
     return sum((0 * weight.sum() for weight in learning), torch.zeros(()))
 
