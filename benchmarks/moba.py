@@ -184,8 +184,9 @@ def main(settings: Settings) -> None:
                 f"Forward and backward pass, head dim {settings.dim}, about {settings.keys:,} "
                 f"queries, {settings.blocks} blocks, {torch.get_num_threads()} thread(s), "
                 "processor time of the process, sides in turn, same dtype, both in memory that is "
-                "reused as in training (trainer/host_memory.py). Ratios are passes a second, so a target of 1.54 x is 0.65 x the time. Routing, sorting and the "
-                "choice of blocks are in ours. Torch's side is its fused kernel, which keeps no "
+                "reused as in training (trainer/host_memory.py). Ratios are passes a second, so a "
+                "target of 1.54 x is 0.65 x the time. Routing, sorting and the choice of blocks "
+                "are in ours. Torch's side is its fused kernel, which keeps no "
                 "weights and computes scores twice; ours keeps the weights of the selected keys. "
                 "The paper's 1.84 x throughput is the ratio of its FLOPs, 3.240 / 1.763."
             ),
