@@ -10,6 +10,7 @@ from trainer.comparison import ComparedRow, Study, Sweep
 from trainer.pair_gains import Gain, pair_gain
 from trainer.paper_orders import orders_finding, paper_order
 from trainer.report_tables import ABSENT, Cell, ReportTable
+from trainer.sweep_findings import sweep_findings
 
 STUDY_METRICS = (("auc", "AUC"), ("qauc", "QAUC"))
 EQUAL_PARAMS = 0.05
@@ -168,7 +169,7 @@ def study_findings(report: Report) -> list[dict[str, str]]:
     return [
         *_against_reference(report),
         *_against_paper(report),
-        *_between_series(report),
+        *sweep_findings(report),
         *(_equal_dense(report) if study["equal_dense"] else []),
         *({"kind": "note", "text": note} for note in study["notes"]),
     ]
@@ -208,31 +209,6 @@ def _against_paper(report: Report) -> list[dict[str, str]]:
         for metric, shown in STUDY_METRICS
     ]
     return [orders_finding(what, orders, study["source"]) for what, orders in found if orders]
-
-
-def _between_series(report: Report) -> list[dict[str, str]]:
-    """A sweep of two series: the first less the second at every size."""
-    sweep, task = report["study"]["sweep"], report["main_task"]
-    rows: dict[str, dict[float, str]] = {}
-    for point in sweep["points"] if sweep else ():
-        rows.setdefault(point["series"], {})[point["value"]] = point["row"]
-    if len(rows) != 2:
-        return []
-    (first, of_first), (second, of_second) = rows.items()
-    gains = {
-        value: pair_gain(report, row, of_second[value], task=task)
-        for value, row in sorted(of_first.items())
-        if value in of_second
-    }
-    parts = [
-        f"{value:g}: {gain.value:+.4f} [{gain.low:+.4f} {gain.high:+.4f}]"
-        for value, gain in gains.items()
-        if gain is not None
-    ]
-    if not parts:
-        return []
-    text = f"{task} AUC of {first} less {second}, by {sweep['axis']}: {', '.join(parts)}."
-    return [{"kind": "note", "text": text}]
 
 
 def _equal_dense(report: Report) -> list[dict[str, str]]:

@@ -17,6 +17,8 @@ def sweep(report: Report, styles: Styles) -> Figure | None:
     rows = {row["name"]: row for row in report["rows"]}
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     quality, cost = figure.subplots(1, 2)
+    every = [point["value"] for point in found["points"]]
+    width = max(every) - min(every)
     series = list(dict.fromkeys(point["series"] for point in found["points"]))
     for number, name in enumerate(series):
         color = PALETTE[number % len(PALETTE)]
@@ -34,7 +36,10 @@ def sweep(report: Report, styles: Styles) -> Figure | None:
         ]
         if bars:
             at, low, high = zip(*bars, strict=True)
-            quality.vlines(at, low, high, color=color, linewidth=1.2, alpha=0.6)
+            beside = 0.006 * width * (number - (len(series) - 1) / 2)  # bars do not hide each other
+            quality.vlines(
+                [value + beside for value in at], low, high, color=color, linewidth=1.2, alpha=0.6
+            )
         flops = [rows[point["row"]]["flops_per_batch"] for point in points]
         if None not in flops:
             tera = [
@@ -48,6 +53,6 @@ def sweep(report: Report, styles: Styles) -> Figure | None:
         axes.set_xlabel(found["axis"])
         if all(point["value"] == int(point["value"]) for point in found["points"]):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    cost.set_ylim(bottom=0)
+    cost.set_ylim(0, 1.1 * cost.get_ylim()[1])
     legend_below(figure, quality, len(series))
     return figure
