@@ -15,6 +15,7 @@ from configs.sizes import Family, sized
 from tokenization.mem_tokens import MemTokens
 from tokenization.opmq import OPMQ
 from tokenization.tokenizers import AnyTokenizer
+from trainer.data.code_columns import coded_ids
 from trainer.experiment import Experiment
 from trainer.models.store import StoreConfig
 from trainer.models.tower import TowerConfig
@@ -61,10 +62,14 @@ def groups(source: Source) -> tuple[tuple[str, ...], ...]:
     """Semantic groups of static features: user, item, request and statistics, history.
 
     IDs that stay in every model (`Source.residual_ids`) are in the group of whom they describe.
+    Codes of an ID (`trainer.data.code_columns`) are in none: they are semantic IDs.
     """
+    codes = {name for names in coded_ids(source.data.schema).values() for name in names}
     of_entity: dict[str, list[str]] = {"user": [], "item": [], "request": []}
     for feature in source.data.schema.pooled_features:
-        of_entity["request" if feature.entity == "cross" else feature.entity].append(feature.name)
+        if feature.name not in codes:
+            entity = "request" if feature.entity == "cross" else feature.entity
+            of_entity[entity].append(feature.name)
     of_entity["request"].append("dense")
     history = ("history", "candidate_x_history", "feedback_sum")
     return (*(tuple(names) for names in of_entity.values() if names), history)
@@ -76,11 +81,12 @@ def half(num_tokens: int) -> float:
 
 
 def tower(source: Source, num_tokens: int, *, group_dim: int, ffn_dim: int) -> StoreConfig:
-    """STORE over the features of a log."""
+    """STORE over the features of a log; what has codes there is a semantic ID beside the item."""
     sparsity = half(num_tokens)
     return StoreConfig(
         num_tokens=num_tokens,
         groups=groups(source),
+        semantic_ids=(("candidate",), *coded_ids(source.data.schema).values()),
         group_dim=group_dim,
         ffn_dim=ffn_dim,
         sparsity=sparsity,

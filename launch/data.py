@@ -14,6 +14,7 @@ Run::
     farewell data kuairec --source FOLDER --matrix small
     farewell data taobao-ad --source FOLDER
     farewell data amazon-beauty --source FOLDER
+    farewell data codes --log data/mine --column site_id --tokens data/sites --folder data/coded
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from configs.datasets import SMOKE
 from launch.data_published import avazu, criteo, kuairec, taobao_ad
 from launch.data_summary import print_summary, progress_bar
+from tokenization.artifact import TokenArtifact
 from trainer.data.amazon_beauty import write_amazon_beauty
+from trainer.data.code_columns import add_codes
 from trainer.data.movielens import (
     MOVIELENS_1M,
     MOVIELENS_1M_COLLM,
@@ -37,6 +41,7 @@ from trainer.data.movielens import (
     write_movielens,
 )
 from trainer.data.open_bandit import CAMPAIGNS, POLICIES, Campaign, Policy, write_open_bandit
+from trainer.data.schema import Source
 from trainer.data.synthetic import write_synthetic
 from trainer.data.synthetic_config import SyntheticConfig, high_churn
 
@@ -164,6 +169,40 @@ def smoke(folder: Path = Path("data/smoke")) -> None:
     _synthetic(SMOKE, folder)
 
 
+def codes(
+    log: Path, column: str, tokens: Path, folder: Path, source: Source = "interactions"
+) -> None:
+    """Copy a data set folder with the codes of another ID than the item's beside that ID.
+
+    Example: farewell data codes --log data/mine --column site_id --tokens data/site_tokens
+    --folder data/mine_coded
+
+    Args:
+        log: Data set folder.
+        column: Of the ID; columns COLUMN_code_1 to COLUMN_code_K are added.
+        tokens: What `farewell tokenize` made of the ID's values.
+        folder: Where the copy is written; must not be there.
+        source: File whose rows have the ID.
+    """
+    artifact = TokenArtifact.load(tokens)
+    with progress_bar() as progress:
+        task = progress.add_task(f"{column}: writing", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        names = add_codes(
+            log, folder, column=column, tokens=artifact, source=source, progress=advance
+        )
+    Console().print(
+        f"{folder}: {', '.join(names)}, each in [0, {artifact.num_codes}); in the schema: "
+        f"code_features({column!r}, num_levels={len(names)}, num_codes={artifact.num_codes}, "
+        f"entity=..., source={source!r}) of trainer.data.code_columns",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
 def main(args: Sequence[str]) -> None:
     """Parse the arguments after `farewell data` and write the data set they name."""
     tyro.extras.subcommand_cli_from_dict(
@@ -180,6 +219,7 @@ def main(args: Sequence[str]) -> None:
             "kuairec": kuairec,
             "taobao-ad": taobao_ad,
             "amazon-beauty": amazon_beauty,
+            "codes": codes,
         },
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
