@@ -43,6 +43,9 @@ def test_named_experiments_are_the_rows_of_studies(smoke):
     assert alone == fingerprints(smoke["layers"])["2 layers"]
     assert alone == fingerprints(smoke["sources"])["STORE"]
     assert alone == fingerprints(smoke["num_sids"])["4 semantic IDs"]
+    sasrec = "STORE, codes of SASRec"
+    assert fingerprints(smoke["main"])[sasrec] == fingerprints(smoke["sources"])[sasrec]
+    assert sasrec not in fingerprints(load_named("store.main_avazu", Comparison))
     raw = fingerprints(smoke["components"])["raw item IDs"]
     assert raw == fingerprints(smoke["epochs"])["raw item IDs, 1 epoch"]
     four = fingerprints(smoke["main"])["STORE, 4 epochs"]
@@ -59,7 +62,7 @@ def test_dense_parameters_of_the_main_table_agree_within_five_percent(smoke):
     rows = [row for row in smoke["main"].rows if row.tower != "FM"]
     sizes = [dense_parameters(row.experiment) for row in rows]
     assert max(sizes) / min(sizes) < 1.05
-    assert len(rows) == 12
+    assert len(rows) == 13
 
 
 def test_ablations_change_what_they_say(smoke):
