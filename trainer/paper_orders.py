@@ -42,11 +42,12 @@ def orders_finding(what: str, orders: Sequence[Mapping[str, Any]], source: str) 
         f"{what}: of {len(orders)} orders of two rows in {source}, {count['same']} come out the "
         f"same, {count['opposite']} the other way round, {count['unclear']} can't be told."
     )
-    if count["opposite"]:
-        text += " The other way round: " + "; ".join(
-            f"{one['second']} above {one['first']} ({-one['difference']:+.4f})"
-            for one in orders
-            if one["outcome"] == "opposite"
-        )
-        text += "."
+    below: dict[str, list[str]] = {}
+    for one in orders:
+        if one["outcome"] == "opposite":
+            lower = f"{one['first']} ({-one['difference']:+.4f})"
+            below.setdefault(one["second"], []).append(lower)
+    if below:
+        named = [f"{upper} above {', '.join(lower)}" for upper, lower in below.items()]
+        text += f" The other way round: {'; '.join(named)}."
     return {"kind": "worse" if count["opposite"] else "note", "text": text}
