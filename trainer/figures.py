@@ -186,15 +186,23 @@ def training_curves(report: Report, styles: Styles) -> Figure | None:
             label = row["name"] if index == 0 else None
             samples, losses = _series(curve["points"], "loss")
             samples, losses = _block_means(samples), _block_means(losses)
-            loss_axes.plot(samples, losses, color=color, linewidth=1.4, label=label)
+            loss_axes.plot(samples, losses, color=color, linewidth=1.4)
             samples, values = _series(curve["points"], "valid_auc")
-            auc_axes.plot(samples, values, color=color, linewidth=1.4, marker=marker, markersize=4)
+            auc_axes.plot(
+                samples,
+                values,
+                color=color,
+                linewidth=1.4,
+                marker=marker,
+                markersize=4,
+                label=label,
+            )
     loss_axes.set_title("training loss")
     auc_axes.set_title(f"{report['main_task']} AUC on valid")
     for axes in (loss_axes, auc_axes):
         axes.set_xlabel("impressions")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    legend_below(figure, loss_axes, len(rows))
+    legend_below(figure, auc_axes, len(rows))  # whose lines have markers: colours come again
     return figure
 
 
