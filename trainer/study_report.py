@@ -170,6 +170,7 @@ def study_findings(report: Report) -> list[dict[str, str]]:
         *_against_reference(report),
         *_against_paper(report),
         *sweep_findings(report),
+        *_effective_ranks(report),
         *(_equal_dense(report) if study["equal_dense"] else []),
         *({"kind": "note", "text": note} for note in study["notes"]),
     ]
@@ -209,6 +210,23 @@ def _against_paper(report: Report) -> list[dict[str, str]]:
         for metric, shown in STUDY_METRICS
     ]
     return [orders_finding(what, orders, study["source"]) for what, orders in found if orders]
+
+
+def _effective_ranks(report: Report) -> list[dict[str, str]]:
+    """How many directions the embeddings of each row use at the end of training; means of seeds."""
+    ranks: dict[tuple[str, str, int], list[float]] = {}
+    for one in report.get("geometry", ()):
+        for table, final in one["final"].items():
+            key = (one["row"], table, final["dim"])
+            ranks.setdefault(key, []).append(final["effective_rank"])
+    if not ranks:
+        return []
+    told = [
+        f"{row}, {table}: {sum(held) / len(held):.1f} of {dim}"
+        for (row, table, dim), held in ranks.items()
+    ]
+    text = f"Effective rank at the end of training, of the width: {'; '.join(told)}."
+    return [{"kind": "note", "text": text}]
 
 
 def _equal_dense(report: Report) -> list[dict[str, str]]:

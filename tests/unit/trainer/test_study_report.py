@@ -12,7 +12,7 @@ from trainer.data.schema import RowRange
 from trainer.evaluation import EvaluationSplit
 from trainer.pair_gains import Gain, pair_gain
 from trainer.report import ReportRow, RowRun, build_report, print_report, render_html
-from trainer.study_report import study_table
+from trainer.study_report import study_findings, study_table
 
 ROWS = 4000
 STRENGTH = {"plain": 0.5, "better": 0.9, "same": 0.5, "worse": 0.2}
@@ -168,6 +168,21 @@ def test_a_task_without_the_papers_numbers_does_not_speak_of_them(split):
     assert play.columns == ("", "AUC", "QAUC")
     assert "paper" not in play.note
     assert play.rows[0][1].text == "reference"
+
+
+def test_effective_ranks_are_told_in_words(split):
+    report = build(split)
+    assert not [one for one in study_findings(report) if "Effective rank" in one["text"]]
+    geometry = [
+        {"row": "plain", "seed": seed, "final": {"item_id": {"effective_rank": rank, "dim": 8}}}
+        for seed, rank in enumerate((3.0, 4.0))
+    ]
+    (told,) = [
+        one["text"]
+        for one in study_findings({**report, "geometry": geometry})
+        if "Effective rank" in one["text"]
+    ]
+    assert told.endswith("of the width: plain, item_id: 3.5 of 8.")
 
 
 def test_pair_gain_turns_signs_with_the_direction():
