@@ -61,7 +61,7 @@ class Settings:
     sparsities: tuple[float, ...] = (0.5, 0.75)
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     keys: int = 8192
-    rounds: int = 15
+    rounds: int = 41
     json: Path | None = None
     write_note: bool = False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from trainer.figure_style import PALETTE, Report, Styles, legend_below
 
@@ -51,8 +50,7 @@ def sweep(report: Report, styles: Styles) -> Figure | None:
     cost.set_title("training TFLOPs a batch of 1,024")
     for axes in (quality, cost):
         axes.set_xlabel(found["axis"])
-        if all(point["value"] == int(point["value"]) for point in found["points"]):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xticks(sorted(set(every)))
     cost.set_ylim(0, 1.1 * cost.get_ylim()[1])
     legend_below(figure, quality, len(series))
     return figure
