@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,7 @@ class DenseOptimizer:
         num_steps: length of the schedule.
         turns: tower of which a part learns in turn with the rest of the network; None where all
             learns in every step.
+        resting: asked after each backward pass for parameters that learn no more.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class DenseOptimizer:
         config: OptimConfig,
         num_steps: int,
         turns: TowerWithTurns | None = None,
+        resting: Callable[[], Iterable[nn.Parameter]] = tuple,
     ) -> None:
         self.config = config
+        self.resting = resting
         self.num_steps = num_steps
         self.turns = turns
         self.step_number = 0
@@ -174,6 +177,8 @@ class DenseOptimizer:
         """Clip the network's gradient, then step everything that is not fused."""
         if self.turns is not None:
             self._drop_gradients_of_waiting(self.turns.is_their_turn(self.step_number))
+        for parameter in self.resting():
+            parameter.grad = None
         if self.config.max_dense_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.network_parameters, self.config.max_dense_norm)
             self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -165,6 +165,7 @@ def parallelize(
         config=optim,
         num_steps=num_steps,
         turns=model.network.tower if isinstance(model.network.tower, TowerWithTurns) else None,
+        resting=model.network.resting_parameters,
     )
     return ParallelModel(parallel, optimizer, plan, uses_fsdp)
 

@@ -46,13 +46,15 @@ def train_dig(configs: dict[str, DigModelConfig], folder: Path) -> None:
         parallel.model.train()
         steps = batches_of_ranks(NUM_STEPS, BATCH, ranks.world_size)
         pipeline.read_from(iter([parts[ranks.rank] for parts in steps]))
-        losses = []
+        losses, encoder = [], []
         for _ in steps:
             outputs = pipeline.step()
+            encoder.append(parallel.network.encoder.project.weight_TIO.detach().clone())
             losses.append({name: float(value) for name, value in outputs.losses.items()})
         torch.save(
             {
                 "losses": losses,
+                "encoder": encoder,
                 "state": {k: v.clone() for k, v in parallel.network.state_dict().items()},
                 "tables": [(n, place, part.clone()) for n, place, part in table_parts(parallel)],
                 "codes": parallel.network.catalogue_codes(),

@@ -9,7 +9,12 @@ from tests.integration.dig_workers import NUM_STEPS, OPTIM, train_dig
 from tests.integration.rank_processes import run_ranks
 from tests.integration.tiny_dig import CONFIG, ITEM, initial_table, tables
 
-CONFIGS = {"batch": CONFIG, "user": replace(CONFIG, u2t_scope="user")}
+RESTS_AFTER = 3
+CONFIGS = {
+    "batch": CONFIG,
+    "user": replace(CONFIG, u2t_scope="user"),
+    "resting": replace(CONFIG, item=replace(ITEM, fixed_after=RESTS_AFTER)),
+}
 NO_GRADIENT = dict.fromkeys(
     ("request_encoder.dense.0.bias", "request_encoder.norm.running_mean_D"),
     NUM_STEPS * OPTIM.dense_lr,
@@ -35,6 +40,17 @@ def whole_tables(folder, name, world_size):
         for table, (row, column), part in rank["tables"]:
             found[table][row : row + part.shape[0], column : column + part.shape[1]] = part
     return found, ranks
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_the_encoder_learns_until_it_rests(trained, name):
+    _, (one,) = whole_tables(trained[1], name, 1)
+    moved = [
+        not torch.equal(before, after)
+        for before, after in zip(one["encoder"][:-1], one["encoder"][1:], strict=True)
+    ]
+    assert len(moved) == NUM_STEPS - 1
+    assert moved == [name != "resting" or step + 1 < RESTS_AFTER for step in range(len(moved))]
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

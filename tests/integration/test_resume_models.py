@@ -18,10 +18,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def on_the_smoke_log(smoke, tmp_path_factory):
-    """DIG, the joint objective and STORE, with the rhythm of the tests of resumption."""
+    """DIG (also with a resting encoder), the joint objective, STORE; the rhythm of resumption."""
     items = pq.read_table(smoke.data.folder / "items.parquet", columns=["item_id", "embedding"])
     found = {}
-    for experiment in (dig.smoke(), trm_joint.smoke(), store.smoke()):
+    whole = dig.smoke()
+    item = replace(whole.model.item, fixed_after=4)
+    resting = replace(whole, name="dig_resting", model=replace(whole.model, item=item))
+    for experiment in (whole, resting, trm_joint.smoke(), store.smoke()):
         config = experiment.tokenizer
         if config is not None:
             folder = tmp_path_factory.mktemp(experiment.name) / "tokens"

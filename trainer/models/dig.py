@@ -28,6 +28,7 @@ from trainer.modules.rank_batch_norm import RankBatchNorm
 from trainer.modules.recall_samples import RecallSamples, recall_loss, recall_samples
 from trainer.modules.request_encoder import Request, RequestEncoder
 from trainer.modules.residual_quantizer import Quantized, ResidualQuantizer
+from trainer.modules.resting_catalogue import RestingCatalogue
 from trainer.modules.sid_tracker import SidTracker, collision_rate
 from trainer.modules.target_attention import TargetAttention
 from trainer.modules.user_to_token import bucket_means
@@ -142,14 +143,28 @@ class DigNetwork(RankingNetwork):
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("initial_collision_rate", torch.zeros(1))
         self._tracker = SidTracker(item.num_codes)
+        self._resting = RestingCatalogue(self._encode_all)
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules that are sharded, checkpointed and compiled one by one; the rest is small."""
         return list(self.tower.blocks)
 
-    @torch.no_grad()
+    @property
+    def encoder_rests(self) -> bool:
+        """Whether the encoder learns no more, so that each item's e_v stays."""
+        return not self.config.item.encoder_learns_at(int(self.num_steps))
+
+    def resting_parameters(self) -> list[nn.Parameter]:
+        """The encoder's, from the step on after which it stays: no moment of it moves it."""
+        learned = self.config.item.encoder_learns_at(int(self.num_steps) - 1)
+        return [] if learned else list(self.encoder.parameters())
+
     def encode_catalogue(self) -> Tensor:
-        """e_v of every item (N, D)."""
+        """e_v of every item (N, D), without gradient."""
+        return self._resting.vectors(self.encoder) if self.encoder_rests else self._encode_all()
+
+    @torch.no_grad()
+    def _encode_all(self) -> Tensor:
         row_N = torch.arange(self.encoder.num_items, device=self.num_steps.device)
         with torch.autocast(row_N.device.type, enabled=False):
             return torch.cat([self.encoder(part) for part in row_N.split(ENCODED)])
@@ -186,12 +201,11 @@ class DigNetwork(RankingNetwork):
             batch.row_B, step=self.num_steps, number=number, num_items=self.encoder.num_items
         )
         row_X, place = torch.unique(torch.cat([row_U, drawn_BN.flatten()]), return_inverse=True)
-        learns = torch.is_grad_enabled() and self.config.item.encoder_learns_at(int(self.num_steps))
-        with (
-            torch.set_grad_enabled(learns),
-            torch.autocast(row_U.device.type, enabled=False),
-        ):
-            e_XD = self.encoder(row_X)
+        if self.encoder_rests:
+            e_XD = self.encode_catalogue().index_select(0, row_X)
+        else:
+            with torch.autocast(row_U.device.type, enabled=False):
+                e_XD = self.encoder(row_X)
         return Encoded(row_X, e_XD, place[: len(row_U)], place[len(row_U) :].view_as(drawn_BN))
 
     def request(self, batch: Batch, pooled: KeyedTensor, encoded: Encoded) -> Request:

@@ -193,6 +193,10 @@ class RankingNetwork(nn.Module):
         """Modules that are sharded, checkpointed and compiled one by one; the rest is small."""
         return [*self.tower.blocks, *(self.next_token.blocks if self.next_token else ())]
 
+    def resting_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimizer leaves alone in the step that was just computed."""
+        return []
+
     def forward(
         self,
         batch: Batch,

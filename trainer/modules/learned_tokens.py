@@ -12,8 +12,8 @@ from sharding.tables import TableSpec
 ITEM_ROW: Final = "item_row"
 """Key of the item KeyedJaggedTensor: the item's row in items.parquet."""
 SETTLING_STEPS: Final = 50
-"""Steps that codebooks follow an encoder that learns no more: what its optimizer remembers of past
-gradients still moves it a little."""
+"""Steps that codebooks follow an encoder that learns no more, until they are the means of what is
+assigned to them."""
 
 
 @dataclass(frozen=True, kw_only=True)

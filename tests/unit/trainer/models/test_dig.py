@@ -252,6 +252,31 @@ def test_sids_stay_after_some_steps(batch, monkeypatch):
     assert outputs.losses["drift_1"] == outputs.losses["drift"] == 0
 
 
+def test_a_resting_encoder_is_asked_once_and_again_when_anything_changes(batch):
+    model = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
+    network, rows = model.network, torch.arange(NUM_ITEMS)
+    for step in range(4):
+        assert network.encoder_rests == (step >= 2)
+        loss, _ = model(batch)
+        loss.backward()
+        resting = [id(one) for one in network.resting_parameters()]
+        assert resting == ([id(one) for one in network.encoder.parameters()] if step >= 2 else [])
+    e = network.encode_catalogue()
+    assert network.encode_catalogue() is e
+    torch.testing.assert_close(e, network.encoder(rows).detach())
+    other = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
+    with torch.no_grad():
+        other.network.encoder.project.weight_TIO.neg_()
+    steps = network.num_steps.clone()
+    network.load_state_dict(other.network.state_dict())
+    network.num_steps.copy_(steps)
+    torch.testing.assert_close(network.encode_catalogue(), network.encoder(rows).detach())
+    assert not torch.allclose(network.encode_catalogue(), e)
+    few = tiny_dig.catalogue()
+    network.encoder.take_catalogue(few._replace(dense_NF=few.dense_NF + 1))
+    torch.testing.assert_close(network.encode_catalogue(), network.encoder(rows).detach())
+
+
 def test_without_the_retrieval_path_its_parameters_rest(batch):
     model = dig_model(config=variant(recall_weight=0.0))
     loss, outputs = model(batch)
