@@ -168,7 +168,7 @@ def mine_co_clicks(
             f"lower min_count, or take a longer log"
         )
     left, right = keys // len(items), keys % len(items)
-    score = counts / np.sqrt(clicks[left].astype(np.float64) * clicks[right])
+    score = _co_click_score(counts, clicks[left], clicks[right])
     order = np.lexsort((keys, -score))[:max_pairs]
     logger.info("%s: %d co-click pairs, %d kept", log.path, len(keys), len(order))
     return Pairs(
@@ -176,6 +176,32 @@ def mine_co_clicks(
         right=items[right[order]],
         count=counts[order],
         score=score[order],
+    )
+
+
+def co_clicks(
+    users: NDArray[np.integer], items: NDArray[np.int64], *, num_items: int, window: int = 5
+) -> Pairs:
+    """Return what `mine_co_clicks` finds, of clicks in memory: every pair, in order of its items.
+
+    Args:
+        users: of each click, in time order.
+        items: int64, clicked, from 0 to `num_items` - 1.
+        num_items: of the catalogue.
+        window: clicks that lie between two of a pair at most, plus one.
+
+    Raises:
+        ValueError: for a window below 1.
+    """
+    check_at_least(window, 1, name="window")
+    keys, counts = _pairs_in_windows(users, items, num_items, window)
+    left, right = keys // num_items, keys % num_items
+    clicks = np.bincount(items, minlength=num_items)
+    return Pairs(
+        left=left,
+        right=right,
+        count=counts,
+        score=_co_click_score(counts, clicks[left], clicks[right]),
     )
 
 
@@ -248,6 +274,14 @@ def _merge(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     distinct, place = np.unique(keys, return_inverse=True)
     return distinct, np.bincount(place, weights=counts, minlength=len(distinct)).astype(np.int64)
+
+
+def _co_click_score(
+    counts: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Counts of pairs over the geometric mean of both items' clicks."""
+    scores: NDArray[np.float64] = counts / np.sqrt(left.astype(np.float64) * right)
+    return scores
 
 
 def _pairs_in_windows(

@@ -24,10 +24,10 @@ STUDIES = {
     # study -> rows that retrieve, in the order of the report
     "main": [
         *("popularity", "item-item transition counts", "SASRec"),
-        *("TIGER", "LETTER", "DAS", "DOS", "ETEGRec", "DIG"),
+        *("TIGER", "LETTER", "DAS", "DOS", "ETEGRec", "TRM", "DIG"),
     ],
     "ranking": None,
-    "gap": ["DIG"],
+    "gap": ["DIG", "with unclicked negatives"],
     "end_to_end": ["DIG", "fixed SIDs"],
     "u2i": ["DIG", "without training-side u2i", "without MLP_u2t", "without both"],
     "mean": ["DIG", "mean u2t"],
@@ -56,11 +56,12 @@ def compared(workspace, study):
 def test_a_study_retrieves_with_its_cells(named):
     report, said = compared(named, "gap")
     assert "retrieving for" in said
-    (row,) = report["retrieval"]["rows"]
-    metrics = row["metrics"]
-    assert metrics["gap"]["value"] == pytest.approx(
-        metrics["recall_auc"]["value"] - metrics["rank_auc"]["value"]
-    )
+    for row in report["retrieval"]["rows"]:
+        metrics = row["metrics"]
+        assert metrics["gap"]["value"] == pytest.approx(
+            metrics["recall_auc"]["value"] - metrics["rank_auc"]["value"]
+        )
+    metrics = report["retrieval"]["rows"][0]["metrics"]
     own = next(one for one in report["rows"] if one["name"] == "DIG")
     assert metrics["rank_auc"]["value"] == pytest.approx(own["metrics"]["click"]["auc"], abs=1e-5)
     assert (named / "runs" / "dig.gap_smoke" / "figures" / "retrieval.png").is_file()
@@ -89,7 +90,7 @@ def test_every_study_runs_whole(named, study):
     found = [row["name"] for row in report["retrieval"]["rows"]] if titles else None
     assert found == titles
     assert report["study"]["source"].startswith("DIG ")
-    if titles and len(titles) > 1:
+    if titles and study != "gap":  # whose rows the paper has no values of
         assert report["retrieval"]["orders"]
     for row in report["retrieval"]["rows"] if titles else ():
         assert 0 <= row["metrics"]["recall@10"]["value"] <= row["metrics"]["recall@50"]["value"]

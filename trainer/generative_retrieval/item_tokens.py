@@ -18,7 +18,9 @@ from tokenization.artifact import TokenArtifact
 from tokenization.base import Codes, Embeddings
 from tokenization.collaborative import CollaborativeRQVAE
 from tokenization.collisions import Collisions, resolve_collisions
+from tokenization.pairs import co_clicks
 from tokenization.sasrec import SASRec, SASRecNetwork, last_clicks
+from tokenization.spectral import spectral_vectors
 from tokenization.tokenizers import AnyTokenizer
 from trainer.retrieval_task import RetrievalTask
 
@@ -122,13 +124,70 @@ class FittedTokens:
             if self.content is not None:
                 behaviour = sasrec_items(task, self.sasrec, seed=seed)
             embeddings = np.concatenate([embeddings, behaviour], axis=1)
-        fitted = tokenizer.fit(embeddings)
-        codes = resolve_collisions(
-            fitted.encode(embeddings), embeddings, fitted, how=self.collisions
-        )
-        distinct = len(np.unique(codes, axis=0))
-        logger.info("%s: %d items have %d different tuples", fitted.kind, len(codes), distinct)
-        return ItemTokens(codes, fitted.num_codes)
+        return _fitted(tokenizer, embeddings, self.collisions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoClickTokens:
+    """Tokens of co-click vectors beside the content: items clicked together share prefixes.
+
+    They are TRM's collaborative item embeddings and gen-tokens (sections 3.1 and 3.2) for a
+    catalogue that a computer's memory holds: pairs are mined as there, and what a contrastive
+    encoder would learn of them is solved for (`tokenization.spectral`), within seconds.
+
+    Args:
+        tokenizer: settings; its seed is replaced.
+        content: float32 (N, D) by item row, all that is known of items that nobody clicked; None
+            for a catalogue without any.
+        dim: of the co-click vectors.
+        window: clicks of a user within which two items belong together.
+        content_weight: length of the content beside co-click vectors of length 1.
+    """
+
+    tokenizer: AnyTokenizer
+    content: Embeddings | None
+    dim: int = 128
+    window: int = 5
+    content_weight: float = 0.5
+
+    def tokens(self, task: RetrievalTask, *, seed: int) -> ItemTokens:
+        """Fit and encode.
+
+        Raises:
+            ValueError: for content of another number of items, or no two items that the same user
+                clicked within the window.
+        """
+        users = np.repeat(np.arange(len(task.train)), task.train.lengths)
+        pairs = co_clicks(users, task.train.values, num_items=task.num_items, window=self.window)
+        if not len(pairs):
+            raise ValueError(
+                f"co-clicks: no user clicked two items within {self.window} clicks of one another; "
+                "take a longer log"
+            )
+        rows_P2 = np.stack([pairs.left, pairs.right], axis=1)
+        vectors_NC = spectral_vectors(rows_P2, pairs.score, size=task.num_items, out_dim=self.dim)
+        parts = [_of_length_1(vectors_NC)]
+        if self.content is not None:
+            check_rows("content", len(self.content), task)
+            parts.append(self.content_weight * _of_length_1(self.content))
+        embeddings = np.concatenate(parts, axis=1).astype(np.float32)
+        return _fitted(dataclasses.replace(self.tokenizer, seed=seed), embeddings, "keep")
+
+
+def _of_length_1(x_ND: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Rows scaled to length 1; zeros stay zeros."""
+    length_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
+    scaled: NDArray[np.floating] = x_ND / np.where(length_N1 > 0, length_N1, 1)
+    return scaled
+
+
+def _fitted(tokenizer: AnyTokenizer, embeddings: Embeddings, collisions: Collisions) -> ItemTokens:
+    """Fit a tokenizer to a catalogue and encode it."""
+    fitted = tokenizer.fit(embeddings)
+    codes = resolve_collisions(fitted.encode(embeddings), embeddings, fitted, how=collisions)
+    distinct = len(np.unique(codes, axis=0))
+    logger.info("%s: %d items have %d different tuples", fitted.kind, len(codes), distinct)
+    return ItemTokens(codes, fitted.num_codes)
 
 
 def sasrec_items(task: RetrievalTask, config: SASRec, *, seed: int) -> Embeddings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokenization.base import Embeddings
 from tokenization.collisions import Collisions
 from tokenization.sasrec import SASRec
 from tokenization.tokenizers import AnyTokenizer
@@ -13,7 +14,7 @@ from trainer.data.static_features import read_static_features
 from trainer.generative_retrieval.etegrec import ETEGRec, ETEGRecConfig
 from trainer.generative_retrieval.generative_retriever import GenerativeRetriever
 from trainer.generative_retrieval.generator import GeneratorConfig
-from trainer.generative_retrieval.item_tokens import FittedTokens
+from trainer.generative_retrieval.item_tokens import CoClickTokens, FittedTokens
 from trainer.generative_retrieval.training import GeneratorTraining
 from trainer.modules.learned_tokens import LearnedTokensConfig
 
@@ -43,14 +44,39 @@ class GenerativeConfig:
 
     def build(self, dataset: Dataset) -> Retriever:
         """See `RetrieverConfig.build`."""
-        content_NE = None
-        if self.content.text_dim:
-            content_NE = read_static_features(dataset, self.content).text_NE.numpy()
         source = FittedTokens(
             tokenizer=self.tokenizer,
-            content=content_NE,
+            content=_texts(dataset, self.content),
             collisions=self.collisions,
             sasrec=self.sasrec,
+        )
+        return GenerativeRetriever(self.title, source, self.generator, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoClickGenerativeConfig:
+    """A generator on tokens of co-click vectors and texts; see `CoClickTokens`.
+
+    Args:
+        title: of the row.
+        tokenizer: of the tokens.
+        content: items with text embeddings, as a DIG model has them, or without.
+        dim: of the co-click vectors.
+        generator: sizes.
+        training: of the generator.
+    """
+
+    title: str
+    tokenizer: AnyTokenizer
+    content: LearnedTokensConfig
+    dim: int = 128
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    training: GeneratorTraining = field(default_factory=GeneratorTraining)
+
+    def build(self, dataset: Dataset) -> Retriever:
+        """See `RetrieverConfig.build`."""
+        source = CoClickTokens(
+            tokenizer=self.tokenizer, content=_texts(dataset, self.content), dim=self.dim
         )
         return GenerativeRetriever(self.title, source, self.generator, self.training)
 
@@ -69,3 +95,11 @@ class JointGenerativeConfig:
         return ETEGRec(
             self.joint, generator=self.generator, training=self.training, title=self.title
         )
+
+
+def _texts(dataset: Dataset, content: LearnedTokensConfig) -> Embeddings | None:
+    """Text embeddings (N, D) by item row; None where items have no texts."""
+    if not content.text_dim:
+        return None
+    embeddings: Embeddings = read_static_features(dataset, content).text_NE.numpy()
+    return embeddings

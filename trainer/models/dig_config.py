@@ -28,8 +28,9 @@ class DigModelConfig(RankingModelConfig):
         commit_weight, sem_weight, u2t_weight: lambda_1 to lambda_3 of Eq. 8.
         u2t_scope: whose impressions the buckets of Eq. 13 are over.
         u2t_hidden_dim: of MLP_u2t.
-        num_negatives: items of the whole catalogue drawn for each impression; they count where
-            the impression's first label is positive. 0 leaves retrieval samples out.
+        num_negatives: items of the whole catalogue drawn for each impression as negatives of the
+            retrieval samples, whose positives are impressions with a positive first label. 0 leaves
+            retrieval samples out.
         unclicked_negatives: impressions whose first label is not positive are negatives of the
             retrieval samples too, beside the random ones; the paper has random ones alone.
         impression_u2t: what impressions are given for u2t in L_recall (Eq. 7).
@@ -54,7 +55,7 @@ class DigModelConfig(RankingModelConfig):
     u2t_weight: float = 0.1
     u2t_scope: Scope = "batch"
     u2t_hidden_dim: int = 64
-    num_negatives: int = 1
+    num_negatives: int = 2
     unclicked_negatives: bool = False
     impression_u2t: ImpressionU2T = "statistic"
     retrieval_u2t: RetrievalU2T = "mlp"

@@ -77,8 +77,8 @@ def recall_loss(
 ) -> Tensor:
     """L_recall: Eq. 10 over the impressions, and the same over the retrieval samples.
 
-    The second is an expectation over all impressions of which the positive ones count, as ranks
-    have equally many impressions and not equally many positives.
+    Positive impressions are the positives of the second; items drawn at random for any impression
+    are its negatives. It is a mean over all impressions, of which ranks have equally many.
 
     Args:
         logits_BST: of `RecallSamples`.
@@ -98,7 +98,5 @@ def recall_loss(
     wanted_BGL = torch.zeros_like(main_BGL)
     wanted_BGL[:, 0] = positive_B.unsqueeze(1)
     each_BG = bce(main_BGL, wanted_BGL, reduction="none").mean(dim=2)
-    counts_BG = positive_B.unsqueeze(1).repeat(1, each_BG.shape[1])
-    if unclicked_negatives:
-        counts_BG[:, 0] = 1.0
-    return loss + (each_BG * counts_BG).sum(dim=1).mean()
+    own_B = each_BG[:, 0] if unclicked_negatives else each_BG[:, 0] * positive_B
+    return loss + (own_B + each_BG[:, 1:].sum(dim=1)).mean()

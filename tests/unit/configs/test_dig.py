@@ -50,7 +50,7 @@ def test_rows_without_a_retrieval_path_only_rank(smoke):
 def test_retrievers_have_tokens_of_digs_shape():
     main = dig.main_movielens1m()
     titles = [one.title for one in main.retrieval.retrievers]
-    assert titles[-5:] == ["TIGER", "LETTER", "DAS", "DOS", "ETEGRec"]
+    assert titles[-6:] == ["TIGER", "LETTER", "DAS", "DOS", "ETEGRec", "TRM"]
     assert titles[0] == "popularity"
     shapes = {
         (one.tokenizer.num_levels, one.tokenizer.num_codes)
@@ -64,7 +64,7 @@ def test_generative_rows_end_by_validation_with_a_stated_maximum():
     logs = [dig.main_amazon_beauty(), dig.main_movielens1m(), dig.main_movielens1m_last_click()]
     every = [one for log in logs for one in log.retrieval.retrievers]
     rows = [one for one in every if hasattr(one, "training")]
-    assert len(rows) == 5 * len(logs)
+    assert len(rows) == 6 * len(logs)
     for one in rows:
         assert (one.generator.dim, one.generator.num_layers) == (64, 2)
         assert one.training.patience * one.training.check_every < one.training.num_epochs

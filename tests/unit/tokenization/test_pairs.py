@@ -10,6 +10,7 @@ import pytest
 from tokenization import pairs as pairs_module
 from tokenization.pairs import (
     ClickLog,
+    co_clicks,
     mine_co_clicks,
     mine_query_items,
     only_best,
@@ -61,6 +62,21 @@ def test_co_clicks_are_those_of_the_naive_count(log, window, group_rows, monkeyp
         assert score == pytest.approx(count[pair] / (clicks[pair[0]] * clicks[pair[1]]) ** 0.5)
     assert (np.diff(found.score) <= 0).all()
     assert len(mine_co_clicks(log[0], window=window, max_pairs=7)) == 7
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_co_clicks_in_memory_are_those_of_the_naive_count(log, window):
+    rows = log[1]
+    liked = rows["like"] > 0
+    items = rows["item_id"][liked].astype(np.int64)
+    found = co_clicks(rows["user_id"][liked], items, num_items=int(items.max()) + 5, window=window)
+    count, clicks = naive(rows, window)
+    pairs = list(zip(found.left.tolist(), found.right.tolist(), strict=True))
+    assert dict(zip(pairs, found.count.tolist(), strict=True)) == dict(count)
+    expected = [count[one] / (clicks[one[0]] * clicks[one[1]]) ** 0.5 for one in pairs]
+    np.testing.assert_allclose(found.score, expected)
+    with pytest.raises(ValueError, match="window: expected at least 1"):
+        co_clicks(items, items, num_items=100, window=0)
 
 
 def test_a_share_of_the_log_leaves_the_later_rows_out(log):

@@ -8,7 +8,7 @@ import pytest
 from tokenization.alignment import Alignment
 from tokenization.item_features import MIN_ITEMS, read_features, standard
 from tokenization.pairs import Pairs
-from tokenization.spectral import spectral_map
+from tokenization.spectral import spectral_map, spectral_vectors
 
 
 def cliques(num_items=90, num_groups=3):
@@ -34,6 +34,19 @@ def test_free_content_is_mapped_to_the_leading_eigenvectors():
     wide = spectral_map(content, rows, scores, out_dim=40, ridge=1.0)
     assert wide.shape == (40, 12)
     assert (wide[11:] == 0).all()
+
+
+def test_free_vectors_multiply_to_the_scores_and_are_zeros_without_a_pair():
+    _, rows = cliques(12)
+    scores = np.ones(len(rows))
+    found = spectral_vectors(rows, scores, size=15, out_dim=20)
+    matrix = np.zeros((15, 15))
+    matrix[rows[:, 0], rows[:, 1]] = matrix[rows[:, 1], rows[:, 0]] = scores
+    values, vectors = np.linalg.eigh(matrix)
+    expected = (vectors * values.clip(min=0)) @ vectors.T * 15
+    np.testing.assert_allclose(found @ found.T, expected, atol=1e-6)
+    assert np.abs(found[12:]).max() < 1e-6
+    np.testing.assert_array_equal(found, spectral_vectors(rows, scores, size=15, out_dim=20))
 
 
 def test_items_without_pairs_come_near_their_kind_without_an_epoch():

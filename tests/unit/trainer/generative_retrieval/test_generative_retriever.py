@@ -23,6 +23,7 @@ from trainer.generative_retrieval.generative_retriever import GenerativeRetrieve
 from trainer.generative_retrieval.generator import GeneratorConfig
 from trainer.generative_retrieval.item_tokens import (
     ArtifactTokens,
+    CoClickTokens,
     FittedTokens,
     ItemTokens,
     sasrec_items,
@@ -208,6 +209,31 @@ def test_items_without_content_are_what_their_behaviour_is():
         source = FittedTokens(tokenizer=tokenizer, content=None, sasrec=sasrec)
         expected = dataclasses.replace(tokenizer, seed=5).fit(embeddings).encode(embeddings)
         np.testing.assert_array_equal(source.tokens(task, seed=5).codes, expected)
+
+
+def test_items_that_are_clicked_together_share_prefixes():
+    group = np.arange(NUM_ITEMS) % 4
+    rng = np.random.default_rng(0)
+    lists = [rng.permutation(np.flatnonzero(group[:-4] == n % 4)) for n in range(80)]
+    task = dataclasses.replace(successor_task()[0], users=np.arange(80), train=ragged(lists))
+    content = np.eye(4, dtype=np.float32)[group[::-1]]  # tells others together
+    tokenizer = RQKMeans(num_levels=2, num_codes=4)
+    source = CoClickTokens(tokenizer=tokenizer, content=content, dim=8)
+    first = source.tokens(task, seed=0).codes[:, 0]
+    for one in range(4):
+        assert len(set(first[:-4][group[:-4] == one])) == 1
+    assert len(set(first[:-4])) == 4
+    # What nobody clicked has content alone: equal content, equal tokens.
+    alone = dataclasses.replace(task, train=ragged([*lists[:-1], lists[-1][:1]]))
+    content[-4:] = content[-1]
+    assert len(np.unique(source.tokens(alone, seed=0).codes[-4:], axis=0)) == 1
+    without = CoClickTokens(tokenizer=tokenizer, content=None, dim=8).tokens(task, seed=0)
+    assert without.codes.shape == (NUM_ITEMS, 2)
+    with pytest.raises(ValueError, match="content: expected one for each of the task's 24 items"):
+        CoClickTokens(tokenizer=tokenizer, content=content[:3]).tokens(task, seed=0)
+    single = dataclasses.replace(task, train=ragged([[n] for n in range(80)]))
+    with pytest.raises(ValueError, match="no user clicked two items within 5 clicks"):
+        source.tokens(single, seed=0)
 
 
 def test_items_of_no_sequence_get_the_mean_of_the_others():

@@ -60,7 +60,8 @@ def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
         encoded = network.encode_items(batch)
         drawn = encoded.row_X[encoded.place_BN].tolist()
         rows = range(batch.batch_size)
-        sampled = [*item_of, *(d[0] for d in drawn)]
+        assert {len(items) for items in drawn} == {2}
+        sampled = [*item_of, *(item for items in drawn for item in items)]
         commit = np.mean([walk(item)[1] for item in sampled])
         sem = np.mean([walk(item)[2] for item in sampled])
         assert found["commit"].item() == pytest.approx(commit, rel=1e-4)
@@ -99,8 +100,8 @@ def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
 
         prefixes, features = [], []
         for row in rows:
-            negative = walk(drawn[row][0])[0]
-            samples = [(codes[row], "seen"), (codes[row], "said"), (negative, "said")]
+            negatives = [(walk(item)[0], "said") for item in drawn[row]]
+            samples = [(codes[row], "seen"), (codes[row], "said"), *negatives]
             for of, source in samples:
                 for level in range(3):
                     prefixes.append(prefix(of, level))
@@ -109,10 +110,14 @@ def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
                         for i in range(level + 1)
                     ]
                     features.append(sum(of_levels) / (level + 1))
-        shape = (len(rows), 9, -1)
+        shape = (len(rows), 12, -1)
         logits = network.recall(
             request, torch.stack(prefixes).view(shape), torch.stack(features).view(shape)
         ).numpy()
+
+        def own_sample(logit, label):
+            return naive_bce(logit, label) if label or unclicked else 0.0
+
         levels = [2] if last_level_only else [0, 1, 2]
         labels = batch.labels_BN.numpy()
         recall = np.mean(
@@ -126,10 +131,11 @@ def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
             [
                 np.mean(
                     [
-                        naive_bce(logits[row, 3 + level, 0], 1)
-                        + naive_bce(logits[row, 6 + level, 0], 0)
-                        if labels[row, 0]
-                        else unclicked * naive_bce(logits[row, 3 + level, 0], 0)
+                        own_sample(logits[row, 3 + level, 0], labels[row, 0])
+                        + sum(
+                            naive_bce(logits[row, 3 * place + level, 0], 0)
+                            for place in range(2, 2 + len(drawn[row]))
+                        )
                         for level in levels
                     ]
                 )
