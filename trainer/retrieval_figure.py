@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from trainer.figure_style import GREYS, PALETTE, Report, Styles, legend_below
+from trainer.figure_style import MARKERS, PALETTE, Report, Styles, legend_below
 from trainer.report_tables import format_count
 from trainer.retrieval_verdict import MIN_CASES
 
@@ -19,20 +19,20 @@ def retrieval(report: Report, styles: Styles) -> Figure | None:
     rows = [row for row in found["rows"] if row["metrics"].get(metric, {}).get("value") is not None]
     if not rows:  # e.g. no gap where one class leaves no AUC
         return None
-    color_of = {
-        row["name"]: styles[row["name"]][0]
-        if row["name"] in styles
-        else GREYS[number % len(GREYS)]
-        if row["kind"] == "retriever"
-        else PALETTE[number % len(PALETTE)]
+    taken = {styles[row["name"]][0] for row in rows if row["name"] in styles}
+    colors = [color for color in reversed(PALETTE) if color not in taken] or PALETTE
+    style_of = {
+        row["name"]: styles.get(
+            row["name"], (colors[number % len(colors)], MARKERS[number % len(MARKERS)])
+        )
         for number, row in enumerate(rows)
     }
     figure = Figure(figsize=(12, 2.2 + 0.36 * len(rows)), layout="constrained")
     whole, parts = figure.subplots(1, 2)
     for place, row in enumerate(reversed(rows)):
         one = row["metrics"][metric]
-        color = color_of[row["name"]]
-        whole.plot([one["value"]], [place], color=color, marker="o", linestyle="none")
+        color, marker = style_of[row["name"]]
+        whole.plot([one["value"]], [place], color=color, marker=marker, linestyle="none")
         if None not in one["ci"]:
             whole.hlines(place, *one["ci"], color=color, linewidth=2)
         paper = row["published"].get(metric)
@@ -44,13 +44,14 @@ def retrieval(report: Report, styles: Styles) -> Figure | None:
     whole.set_title(metric)
     cases = {one["bucket"]: one["cases"] for one in rows[0]["buckets"] if one["cases"] >= MIN_CASES}
     for row in rows:
+        color, marker = style_of[row["name"]]
         values = {one["bucket"]: one["metrics"][of_parts]["value"] for one in row["buckets"]}
         parts.plot(
             range(len(cases)),
             [values[bucket] for bucket in cases],
-            color=color_of[row["name"]],
-            marker="o",
-            markersize=4,
+            color=color,
+            marker=marker,
+            markersize=5,
             linewidth=1.4,
             label=row["name"],
         )
