@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from sharding.tables import OPTIMIZER_CLASSES, TableSpec
-from trainer.models.tower import TowerWithTurns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +123,8 @@ class DenseOptimizer:
         tables: specs.
         config: rates, clipping, schedule.
         num_steps: length of the schedule.
-        turns: tower of which a part learns in turn with the rest of the network; None where all
-            learns in every step.
-        resting: asked after each backward pass for parameters that learn no more.
+        waiting: asked after each backward pass, with the step's number from 0, for the parameters
+            that do not learn in it.
     """
 
     def __init__(
@@ -138,17 +136,14 @@ class DenseOptimizer:
         tables: Sequence[TableSpec],
         config: OptimConfig,
         num_steps: int,
-        turns: TowerWithTurns | None = None,
-        resting: Callable[[], Iterable[nn.Parameter]] = tuple,
+        waiting: Callable[[int], Iterable[nn.Parameter]] = lambda step: (),
     ) -> None:
         self.config = config
-        self.resting = resting
+        self.waiting = waiting
         self.num_steps = num_steps
-        self.turns = turns
         self.step_number = 0
         self.gradient_norm = float("nan")
         self.network_parameters = list(network.parameters())
-        self._with_turns = {id(one) for one in turns.parameters_with_turns()} if turns else set()
         by_name = {table.name: table for table in tables}
         self.network_optimizer = torch.optim.AdamW(
             self.network_parameters,
@@ -175,10 +170,8 @@ class DenseOptimizer:
 
     def step(self, closure: None = None) -> None:
         """Clip the network's gradient, then step everything that is not fused."""
-        if self.turns is not None:
-            self._drop_gradients_of_waiting(self.turns.is_their_turn(self.step_number))
-        for parameter in self.resting():
-            parameter.grad = None
+        for parameter in self.waiting(self.step_number):
+            parameter.grad = None  # AdamW leaves it, its moments and its step count alone
         if self.config.max_dense_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.network_parameters, self.config.max_dense_norm)
             self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
@@ -187,12 +180,6 @@ class DenseOptimizer:
             optimizer.step()
         self.fused.step()
         self.step_number += 1
-
-    def _drop_gradients_of_waiting(self, is_their_turn: bool) -> None:
-        """Without gradients AdamW leaves parameters, their moments and step counts alone."""
-        for parameter in self.network_parameters:
-            if (id(parameter) in self._with_turns) != is_their_turn:
-                parameter.grad = None
 
     def _set_rates(self) -> None:
         factor = self.config.factor(self.step_number, self.num_steps)

@@ -25,7 +25,6 @@ from sharding.tables import TableSpec
 from trainer.dense_network import prepare_network, sharded_bytes
 from trainer.distributed import Ranks, memory_per_rank
 from trainer.models.ranking_model import RankingModel, RankingNetwork
-from trainer.models.tower import TowerWithTurns
 from trainer.optim import DenseOptimizer, OptimConfig, attach_table_optimizers
 
 logger = logging.getLogger(__name__)
@@ -164,8 +163,7 @@ def parallelize(
         tables=tables,
         config=optim,
         num_steps=num_steps,
-        turns=model.network.tower if isinstance(model.network.tower, TowerWithTurns) else None,
-        resting=model.network.resting_parameters,
+        waiting=model.network.waiting_parameters,
     )
     return ParallelModel(parallel, optimizer, plan, uses_fsdp)
 

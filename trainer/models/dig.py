@@ -154,8 +154,11 @@ class DigNetwork(RankingNetwork):
         """Whether the encoder learns no more, so that each item's e_v stays."""
         return not self.config.item.encoder_learns_at(int(self.num_steps))
 
-    def resting_parameters(self) -> list[nn.Parameter]:
-        """The encoder's, from the step on after which it stays: no moment of it moves it."""
+    def waiting_parameters(self, step: int) -> list[nn.Parameter]:
+        """The encoder's, from the step on after which it stays; the network counts its own steps.
+
+        A network that another run began with has made some more than the optimizer.
+        """
         learned = self.config.item.encoder_learns_at(int(self.num_steps) - 1)
         return [] if learned else list(self.encoder.parameters())
 

@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from sharding.tables import TableSpec
 from trainer.batch import Batch
-from trainer.models.tower import RegularizedTower, Tower, TowerConfig
+from trainer.models.tower import RegularizedTower, Tower, TowerConfig, TowerWithTurns
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.hybrid_tokens import GEN_TOKEN, HybridTokensConfig, ItemIdConfig
 from trainer.modules.mlp import mlp
@@ -193,9 +193,17 @@ class RankingNetwork(nn.Module):
         """Modules that are sharded, checkpointed and compiled one by one; the rest is small."""
         return [*self.tower.blocks, *(self.next_token.blocks if self.next_token else ())]
 
-    def resting_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the optimizer leaves alone in the step that was just computed."""
-        return []
+    def waiting_parameters(self, step: int) -> list[nn.Parameter]:
+        """Those that nothing moves in a training step, neither gradient nor moment.
+
+        Args:
+            step: of the optimizer, counted from 0; asked after the backward pass.
+        """
+        if not isinstance(self.tower, TowerWithTurns):
+            return []
+        own = {id(parameter) for parameter in self.tower.parameters_with_turns()}
+        is_their_turn = self.tower.is_their_turn(step)
+        return [one for one in self.parameters() if (id(one) in own) != is_their_turn]
 
     def forward(
         self,

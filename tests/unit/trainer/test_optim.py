@@ -145,19 +145,6 @@ def test_zero_grad_drops_gradients_of_network_and_tables():
     assert network.weight.grad is None
 
 
-class Turns:
-    """A tower whose bias learns in every third step, and the rest in all others."""
-
-    def __init__(self, network):
-        self.network = network
-
-    def parameters_with_turns(self):
-        return [self.network.bias]
-
-    def is_their_turn(self, step):
-        return step % 3 == 2
-
-
 def test_parts_learn_in_turn():
     torch.manual_seed(0)
     network = torch.nn.Linear(4, 2)
@@ -167,8 +154,12 @@ def test_parts_learn_in_turn():
         for name, value in twins.items()
     }
     config = OptimConfig(dense_lr=0.1, weight_decay=0.5, max_dense_norm=None)
+
+    def waiting(step):
+        return [network.weight if step % 3 == 2 else network.bias]
+
     optimizer = DenseOptimizer(
-        network, {}, RecordedFused(), tables=[], config=config, num_steps=9, turns=Turns(network)
+        network, {}, RecordedFused(), tables=[], config=config, num_steps=9, waiting=waiting
     )
     for step in range(9):
         optimizer.zero_grad()

@@ -265,7 +265,7 @@ def test_a_resting_encoder_is_asked_once_and_again_when_anything_changes(batch):
         assert network.encoder_rests == (step >= 2)
         loss, _ = model(batch)
         loss.backward()
-        resting = [id(one) for one in network.resting_parameters()]
+        resting = [id(one) for one in network.waiting_parameters(step)]
         assert resting == ([id(one) for one in network.encoder.parameters()] if step >= 2 else [])
     e = network.encode_catalogue()
     assert network.encode_catalogue() is e
