@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration import tiny_dig
-from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, batches_of_ranks, dig_model, variant
+from tests.integration.tiny_dig import NUM_ITEMS, batches_of_ranks, dig_model, variant
 from trainer.batch_parts import take_rows
-from trainer.models.ranking_model import RankingModel
-from trainer.modules import learned_tokens
 from trainer.modules.catalogue_draws import drawn_rows
-from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
+from trainer.modules.learned_tokens import ITEM_ROW
 
 LOSSES = ("discriminative", "recall", "commit", "sem", "u2t")
 
@@ -230,59 +227,6 @@ def test_codebooks_are_no_parameters_and_move_by_averages(batch):
     assert not torch.equal(before, model.network.quantizer.codebooks_LKD)
 
 
-def test_fixed_sids_stay(batch):
-    model = dig_model(config=variant(item=replace(ITEM, fixed=True)))
-    model(batch)
-    before = model.network.quantizer.codebooks_LKD.clone()
-    codes = model.network.catalogue_codes()
-    loss, _ = model(batch)
-    loss.backward()
-    assert torch.equal(before, model.network.quantizer.codebooks_LKD)
-    assert torch.equal(codes, model.network.catalogue_codes())
-    assert all(weight.grad is None for weight in model.network.encoder.parameters())
-
-
-def test_sids_stay_after_some_steps(batch, monkeypatch):
-    monkeypatch.setattr(learned_tokens, "SETTLING_STEPS", 1)
-    model = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
-    for step in range(7):
-        before = model.network.quantizer.codebooks_LKD.clone()
-        model.zero_grad()
-        loss, outputs = model(batch)
-        loss.backward()
-        learns = step < 2
-        assert torch.equal(before, model.network.quantizer.codebooks_LKD) == (step > 2)
-        moved = any(weight.grad.any() for weight in model.network.encoder.parameters())
-        assert moved == learns
-        assert model.network.item_norm.weight_D.grad.any()
-    assert outputs.losses["drift_1"] == outputs.losses["drift"] == 0
-
-
-def test_a_resting_encoder_is_asked_once_and_again_when_anything_changes(batch):
-    model = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
-    network, rows = model.network, torch.arange(NUM_ITEMS)
-    for step in range(4):
-        assert network.encoder_rests == (step >= 2)
-        loss, _ = model(batch)
-        loss.backward()
-        resting = [id(one) for one in network.waiting_parameters(step)]
-        assert resting == ([id(one) for one in network.encoder.parameters()] if step >= 2 else [])
-    e = network.encode_catalogue()
-    assert network.encode_catalogue() is e
-    torch.testing.assert_close(e, network.encoder(rows).detach())
-    other = dig_model(config=variant(item=replace(ITEM, fixed_after=2)))
-    with torch.no_grad():
-        other.network.encoder.project.weight_TIO.neg_()
-    steps = network.num_steps.clone()
-    network.load_state_dict(other.network.state_dict())
-    network.num_steps.copy_(steps)
-    torch.testing.assert_close(network.encode_catalogue(), network.encoder(rows).detach())
-    assert not torch.allclose(network.encode_catalogue(), e)
-    few = tiny_dig.catalogue()
-    network.encoder.take_catalogue(few._replace(dense_NF=few.dense_NF + 1))
-    torch.testing.assert_close(network.encode_catalogue(), network.encoder(rows).detach())
-
-
 def test_without_the_retrieval_path_its_parameters_rest(batch):
     model = dig_model(config=variant(recall_weight=0.0))
     loss, outputs = model(batch)
@@ -358,21 +302,6 @@ def test_a_share_of_the_cross_features_is_given(batch, training):
     torch.testing.assert_close(given, every * is_given[:, None])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"cross_share": 1.5}, "cross_share is 1.5, expected 0 to 1"),
-        ({"retrieval_u2t": "mean", "u2t_scope": "user"}, "one mean a code"),
-        ({"num_negatives": -1}, "num_negatives is -1"),
-        ({"num_negatives": 0, "unclicked_negatives": True}, "no retrieval samples"),
-        ({"track_every": 0}, "track_every is 0"),
-    ],
-)
-def test_settings_of_the_model_are_checked(changes, message):
-    with pytest.raises(ValueError, match=message):
-        variant(**changes)
-
-
 def test_evaluation_depends_on_each_row_alone(batch):
     model = dig_model()
     model(batch)
@@ -381,82 +310,3 @@ def test_evaluation_depends_on_each_row_alone(batch):
         whole = model(batch)[1].logits_BN
         part, _ = take_rows(batch, 5, 9)
         torch.testing.assert_close(model(part)[1].logits_BN, whole[5:9])
-
-
-def test_metrics_of_a_step(batch):
-    losses = dig_model()(batch)[1].losses
-    assert set(losses) >= {"collision_rate", "dead_codes", "drift", "u2t_group_1", "u2t_group_3"}
-    assert losses["u2t_group_1"] >= losses["u2t_group_3"] >= 1
-
-
-def test_parts_of_batches_are_refused(batch):
-    with pytest.raises(ValueError, match="whole batches"):
-        dig_model().train_in_parts(2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dim": 10}, "multiple of 16"),
-        ({"text_dim": 0}, "exactly one"),
-        ({"num_codes": 0}, "num_codes is 0"),
-        ({"decay": 1.0}, "decay is 1.0"),
-        ({"fixed_after": 0}, "at least 1 step"),
-        ({"fixed": True, "fixed_after": 9}, "with fixed=True"),
-    ],
-)
-def test_settings_are_checked(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(ITEM, **changes)
-
-
-def test_an_item_needs_features():
-    with pytest.raises(ValueError, match="nothing tells"):
-        LearnedTokensConfig(fields=())
-
-
-def test_tables_of_other_rows_are_refused():
-    config = replace(CONFIG, item=replace(ITEM, num_codes=7))
-    with pytest.raises(ValueError, match="3 levels x 7 codes = 21"):
-        RankingModel(
-            config,
-            tables=tiny_dig.tables(ITEM),
-            num_dense=4,
-            num_tasks=2,
-            num_histories=2,
-            roles=tiny_dig.ROLES,
-        )
-
-
-def test_texts_of_another_width_are_refused():
-    features = tiny_dig.catalogue()._replace(text_NE=torch.zeros(NUM_ITEMS, 5))
-    with pytest.raises(ValueError, match="have 5 dimensions"):
-        dig_model().network.encoder.take_catalogue(features)
-
-
-def test_outcome_of_sids_is_of_the_whole_catalogue_at_its_beginning_and_end():
-    model, steps = dig_model(), batches_of_ranks(6, 24, 1)
-    network = model.network
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-
-    def shared():
-        codes = [tuple(one) for one in network.catalogue_codes().tolist()]
-        return sum(codes.count(one) > 1 for one in codes) / NUM_ITEMS
-
-    network.quantizer.start(network.encode_catalogue())
-    initial = shared()
-    network.quantizer.is_started.zero_()
-    for (batch,) in steps:
-        optimizer.zero_grad()
-        model(batch)[0].backward()
-        optimizer.step()
-    before = network._tracker._codes_NL
-    found = network.sids()
-    assert found["initial_collision_rate"] == pytest.approx(initial)
-    assert found["collision_rate"] == pytest.approx(shared())
-    moved = (network.catalogue_codes() != before).any(1).float().mean()
-    assert found["drift"] == pytest.approx(float(moved))
-    assert initial != shared() or moved > 0
-    again = dig_model()
-    again.network.load_state_dict(network.state_dict())
-    assert again.network.sids()["initial_collision_rate"] == pytest.approx(initial)
