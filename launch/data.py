@@ -28,7 +28,7 @@ from rich.console import Console
 
 from configs.datasets import SMOKE
 from launch.data_published import avazu, criteo, kuairec, taobao_ad
-from launch.data_summary import print_summary, progress_bar
+from launch.data_summary import print_summary, rows_written
 from tokenization.artifact import TokenArtifact
 from trainer.data.amazon_beauty import write_amazon_beauty
 from trainer.data.code_columns import add_codes
@@ -105,12 +105,7 @@ def amazon_beauty(
         negatives: Items drawn at random beside each review, label 0. The log has positives alone.
         seed: Of the draws.
     """
-    with progress_bar() as progress:
-        task = progress.add_task("amazon_beauty: writing", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with rows_written("amazon_beauty") as advance:
         manifest = write_amazon_beauty(
             source, folder, negatives=negatives, seed=seed, progress=advance
         )
@@ -131,12 +126,7 @@ def open_bandit(
         campaigns: Those whose impressions and items are taken.
         policies: Those whose impressions are taken.
     """
-    with progress_bar() as progress:
-        task = progress.add_task("open_bandit: fetching", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with rows_written("open_bandit", before="fetching") as advance:
         manifest = write_open_bandit(
             folder, campaigns=campaigns, policies=policies, progress=advance
         )
@@ -185,12 +175,7 @@ def codes(
         source: File whose rows have the ID.
     """
     artifact = TokenArtifact.load(tokens)
-    with progress_bar() as progress:
-        task = progress.add_task(f"{column}: writing", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with rows_written(column) as advance:
         names = add_codes(
             log, folder, column=column, tokens=artifact, source=source, progress=advance
         )
@@ -228,23 +213,12 @@ def main(args: Sequence[str]) -> None:
 
 
 def _movielens(source: MovieLensSource, folder: Path) -> None:
-    with progress_bar() as progress:
-        task = progress.add_task(f"{source.schema.name}: fetching", total=None)
-
-        def advance(done: int, total: int) -> None:
-            description = f"{source.schema.name}: writing"
-            progress.update(task, description=description, completed=done, total=total)
-
+    with rows_written(source.schema.name, before="fetching") as advance:
         manifest = write_movielens(source, folder, progress=advance)
     print_summary(manifest, folder)
 
 
 def _synthetic(config: SyntheticConfig, folder: Path) -> None:
-    with progress_bar() as progress:
-        task = progress.add_task("synthetic: writing", total=config.num_rows)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with rows_written("synthetic") as advance:
         manifest = write_synthetic(config, folder, progress=advance)
     print_summary(manifest, folder)

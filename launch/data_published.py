@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.data_summary import print_summary, progress_bar
+from launch.data_summary import print_summary, rows_written
 from trainer.data.avazu import write_avazu
 from trainer.data.criteo import write_criteo
 from trainer.data.kuairec import Matrix, write_kuairec
@@ -86,12 +86,6 @@ def taobao_ad(
 
 def _published(write: Callable[..., Manifest], source: Path, folder: Path, **options: Any) -> None:
     """Write the folder of what its publisher hands out."""
-    with progress_bar() as progress:
-        task = progress.add_task(f"{source.name}: reading", total=None)
-
-        def advance(done: int, total: int) -> None:
-            description = f"{source.name}: writing"
-            progress.update(task, description=description, completed=done, total=total)
-
+    with rows_written(source.name, before="reading") as advance:
         manifest = write(source, folder, progress=advance, **options)
     print_summary(manifest, folder)

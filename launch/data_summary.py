@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,15 +15,28 @@ from trainer.data.last_click import PART
 from trainer.data.writer import Manifest
 
 
-def progress_bar() -> Progress:
-    """Rows written of all."""
-    return Progress(
+@contextmanager
+def rows_written(name: str, *, before: str = "writing") -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of the rows written of all; yields what moves it.
+
+    Args:
+        name: of what is written.
+        before: what is done until the first rows are written.
+    """
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("rows"),
         TimeRemainingColumn(),
     )
+    with Progress(*columns) as progress:
+        task = progress.add_task(f"{name}: {before}", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, description=f"{name}: writing", completed=done, total=total)
+
+        yield advance
 
 
 def print_summary(manifest: Manifest, folder: Path) -> None:
