@@ -270,8 +270,8 @@ def gap(log: DigLog) -> Comparison:
             notes=(
                 "The paper's gaps are -0.0134 to -0.0612, wider with richer cross features.",
                 f"{UNCLICKED}: impressions without a click are negatives of the retrieval samples "
-                "too. It brings retrieval's scores near those of ranking, which tell what is liked "
-                "of what is shown; lists of the whole catalogue ask for what is shown and liked.",
+                "too. AUC asks what is liked of what is shown, lists of the whole catalogue for "
+                "what is shown and liked.",
             ),
         ),
         retrieval=log.retrieval(metric="gap"),

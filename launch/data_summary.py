@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.data import writer
 from trainer.data.last_click import PART
 from trainer.data.writer import Manifest
 
 
 @contextmanager
-def rows_written(name: str, *, before: str = "writing") -> Iterator[Callable[[int, int], None]]:
+def rows_written(name: str, *, before: str = "writing") -> Iterator[writer.Progress]:
     """Show a bar of the rows written of all; yields what moves it.
 
     Args:

@@ -37,6 +37,7 @@ def spectral_vectors(
     )
     found = np.zeros((size, out_dim))
     found[:, :count] = vectors[:, ::-1] * np.sqrt(values[::-1].clip(min=0)) * size**0.5
+    found[np.bincount(rows_P2.ravel(), minlength=size) == 0] = 0  # else rounding is left there
     return found
 
 

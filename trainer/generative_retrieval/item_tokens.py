@@ -13,9 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from tokenization.artifact import TokenArtifact
-from tokenization.base import Codes, Embeddings
+from tokenization.base import Codes, Embeddings, check_at_least
 from tokenization.collaborative import CollaborativeRQVAE
 from tokenization.collisions import Collisions, resolve_collisions
 from tokenization.pairs import co_clicks
@@ -150,6 +151,17 @@ class CoClickTokens:
     window: int = 5
     content_weight: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        check_at_least(self.dim, 1, name="dim")
+        check_at_least(self.window, 1, name="window")
+        if self.content_weight <= 0:
+            raise ValueError(f"content_weight is {self.content_weight}, expected above 0")
+
     def tokens(self, task: RetrievalTask, *, seed: int) -> ItemTokens:
         """Fit and encode.
 
@@ -157,6 +169,8 @@ class CoClickTokens:
             ValueError: for content of another number of items, or no two items that the same user
                 clicked within the window.
         """
+        if self.content is not None:
+            check_rows("content", len(self.content), task)
         users = np.repeat(np.arange(len(task.train)), task.train.lengths)
         pairs = co_clicks(users, task.train.values, num_items=task.num_items, window=self.window)
         if not len(pairs):
@@ -166,19 +180,11 @@ class CoClickTokens:
             )
         rows_P2 = np.stack([pairs.left, pairs.right], axis=1)
         vectors_NC = spectral_vectors(rows_P2, pairs.score, size=task.num_items, out_dim=self.dim)
-        parts = [_of_length_1(vectors_NC)]
+        parts = [normalize(torch.from_numpy(vectors_NC))]
         if self.content is not None:
-            check_rows("content", len(self.content), task)
-            parts.append(self.content_weight * _of_length_1(self.content))
-        embeddings = np.concatenate(parts, axis=1).astype(np.float32)
+            parts.append(self.content_weight * normalize(torch.from_numpy(self.content)))
+        embeddings: Embeddings = torch.cat(parts, dim=1).float().numpy()
         return _fitted(dataclasses.replace(self.tokenizer, seed=seed), embeddings, "keep")
-
-
-def _of_length_1(x_ND: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Rows scaled to length 1; zeros stay zeros."""
-    length_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    scaled: NDArray[np.floating] = x_ND / np.where(length_N1 > 0, length_N1, 1)
-    return scaled
 
 
 def _fitted(tokenizer: AnyTokenizer, embeddings: Embeddings, collisions: Collisions) -> ItemTokens:

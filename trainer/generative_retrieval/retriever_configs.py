@@ -61,7 +61,7 @@ class CoClickGenerativeConfig:
         title: of the row.
         tokenizer: of the tokens.
         content: items with text embeddings, as a DIG model has them, or without.
-        dim: of the co-click vectors.
+        dim, window, content_weight: of the co-click vectors, and beside them.
         generator: sizes.
         training: of the generator.
     """
@@ -70,13 +70,19 @@ class CoClickGenerativeConfig:
     tokenizer: AnyTokenizer
     content: LearnedTokensConfig
     dim: int = 128
+    window: int = 5
+    content_weight: float = 0.5
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     training: GeneratorTraining = field(default_factory=GeneratorTraining)
 
     def build(self, dataset: Dataset) -> Retriever:
         """See `RetrieverConfig.build`."""
         source = CoClickTokens(
-            tokenizer=self.tokenizer, content=_texts(dataset, self.content), dim=self.dim
+            tokenizer=self.tokenizer,
+            content=_texts(dataset, self.content),
+            dim=self.dim,
+            window=self.window,
+            content_weight=self.content_weight,
         )
         return GenerativeRetriever(self.title, source, self.generator, self.training)
 

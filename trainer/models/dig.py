@@ -155,9 +155,10 @@ class DigNetwork(RankingNetwork):
         return not self.config.item.encoder_learns_at(int(self.num_steps))
 
     def waiting_parameters(self, step: int) -> list[nn.Parameter]:
-        """The encoder's, from the step on after which it stays; the network counts its own steps.
+        """The encoder's, from the step on after which it stays.
 
-        A network that another run began with has made some more than the optimizer.
+        The network's own count of steps decides, not the optimizer's: one that began with another
+        run's weights has made more.
         """
         learned = self.config.item.encoder_learns_at(int(self.num_steps) - 1)
         return [] if learned else list(self.encoder.parameters())

@@ -224,16 +224,18 @@ def test_items_that_are_clicked_together_share_prefixes():
         assert len(set(first[:-4][group[:-4] == one])) == 1
     assert len(set(first[:-4])) == 4
     # What nobody clicked has content alone: equal content, equal tokens.
-    alone = dataclasses.replace(task, train=ragged([*lists[:-1], lists[-1][:1]]))
     content[-4:] = content[-1]
-    assert len(np.unique(source.tokens(alone, seed=0).codes[-4:], axis=0)) == 1
+    assert len(np.unique(source.tokens(task, seed=0).codes[-4:], axis=0)) == 1
     without = CoClickTokens(tokenizer=tokenizer, content=None, dim=8).tokens(task, seed=0)
     assert without.codes.shape == (NUM_ITEMS, 2)
     with pytest.raises(ValueError, match="content: expected one for each of the task's 24 items"):
         CoClickTokens(tokenizer=tokenizer, content=content[:3]).tokens(task, seed=0)
-    single = dataclasses.replace(task, train=ragged([[n] for n in range(80)]))
+    single = dataclasses.replace(task, train=ragged([[n % NUM_ITEMS] for n in range(80)]))
     with pytest.raises(ValueError, match="no user clicked two items within 5 clicks"):
         source.tokens(single, seed=0)
+    for wrong in ({"dim": 0}, {"window": 0}, {"content_weight": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            CoClickTokens(tokenizer=tokenizer, content=content, **wrong)
 
 
 def test_items_of_no_sequence_get_the_mean_of_the_others():

@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from tests.integration import tiny_dig
-from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, batches_of_ranks, dig_model, variant
+from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, dig_model, variant
 from trainer.models.ranking_model import RankingModel
 from trainer.modules.learned_tokens import LearnedTokensConfig
-
-
-@pytest.fixture
-def batch():
-    return batches_of_ranks(1, 24, 1)[0][0]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ def test_settings_of_the_model_are_checked(changes, message):
         variant(**changes)
 
 
-def test_parts_of_batches_are_refused(batch):
+def test_parts_of_batches_are_refused():
     with pytest.raises(ValueError, match="whole batches"):
         dig_model().train_in_parts(2)
 
