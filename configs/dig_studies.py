@@ -8,9 +8,10 @@ package knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from tokenization.co_clicks import CoClicks
 from tokenization.das import DAS
 from tokenization.dos import DOS
 from tokenization.letter import LETTER
@@ -33,9 +34,11 @@ from trainer.generative_retrieval.retriever_configs import (
 )
 from trainer.generative_retrieval.training import GeneratorTraining
 from trainer.models.dig_config import DigModelConfig
+from trainer.modules.learned_tokens import CoClickItemsConfig
 from trainer.retrieval_study import RetrievalStudy, RetrieverConfig
 
 DIG = "DIG"
+CO_CLICKS = "DIG on co-clicks"
 RANK_ONLY = "rank only"
 TRM = "TRM"
 FIXED = "fixed SIDs"
@@ -134,6 +137,24 @@ class DigLog:
         """Without the retrieval path (Table 3)."""
         return self.variant("dig_rank_only", recall_weight=0.0)
 
+    def co_clicks(self) -> Experiment | None:
+        """With co-click vectors beside the texts, as TRM has them; None for items without texts."""
+        item, of_clicks = self.model.item, CoClicks(dim=16 if self.small else 128)
+        if not item.text_dim:
+            return None
+        settings = {one.name: getattr(item, one.name) for one in fields(item)}
+        settings |= {
+            "text_dim": item.text_dim + of_clicks.dim,
+            "embeddings": self.experiment.data.folder / "co_click_embeddings.parquet",
+            "content": item.embeddings,
+            "embedding_column": None,
+        }
+        if item.embedding_column is not None:
+            settings["content_column"] = item.embedding_column
+        return self.variant(
+            "dig_co_clicks", item=CoClickItemsConfig(**settings, co_clicks=of_clicks)
+        )
+
     def retrieval(self, **settings: Any) -> RetrievalStudy:
         """Asked in the same way in every study."""
         return RetrievalStudy(
@@ -224,14 +245,23 @@ def retrievers(log: DigLog) -> tuple[RetrieverConfig, ...]:
 
 def main(log: DigLog) -> Comparison:
     """Table 2: DIG beside what is free, SASRec and generative retrievers."""
+    rows: dict[str, Experiment] = {DIG: log.experiment}
+    notes: tuple[str, ...] = (OTHER_LOGS, ONE_ANSWER)
+    of_clicks = log.co_clicks()
+    if of_clicks is not None:
+        rows[CO_CLICKS] = of_clicks
+        notes += (
+            f"{CO_CLICKS}: the static features of its items are texts and, beside them, vectors of "
+            "what is clicked together in the training rows, as TRM's row has them.",
+        )
     return log.comparison(
         "main",
-        {DIG: log.experiment},
+        rows,
         Study(
             question="Does DIG retrieve better than generative retrievers?",
             source="DIG Table 2",
             reference=DIG,
-            notes=(OTHER_LOGS, ONE_ANSWER),
+            notes=notes,
         ),
         retrieval=log.retrieval(
             retrievers=retrievers(log),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tokenization.alignment import Alignment
+from tokenization.co_clicks import CoClicks
 from tokenization.pairs import ClickLog, Pairs, mine_query_items, with_queries
 from tokenization.representation import Representation
 from tokenization.sasrec import SASRec
@@ -52,6 +53,9 @@ class EmbedArgs:
         sasrec: settings of SASRec.
         sasrec_missing: items of the catalogue that SASRec has not seen: left out, or given the
             mean of the others' embeddings.
+        co_click_log: log whose co-clicks become vectors beside the embeddings; which of its rows
+            count is said as for `sasrec_log`.
+        co_clicks: settings of these vectors.
     """
 
     items: Path
@@ -82,6 +86,8 @@ class EmbedArgs:
     sasrec_log: Path | None = None
     sasrec: SASRec = field(default_factory=SASRec)
     sasrec_missing: Literal["leave_out", "mean"] = "leave_out"
+    co_click_log: Path | None = None
+    co_clicks: CoClicks = field(default_factory=CoClicks)
 
     def __post_init__(self) -> None:
         """Refuse options that would have no effect together.
@@ -97,6 +103,11 @@ class EmbedArgs:
             raise ValueError(
                 f"sasrec_missing: expected 'leave_out' without sasrec_log, found "
                 f"{self.sasrec_missing!r}"
+            )
+        if self.co_click_log is not None and (self.align_log or self.sasrec_log):
+            raise ValueError(
+                "co_click_log: expected neither align_log nor sasrec_log; to put co-click vectors "
+                "beside what these give, embed that file again with --embedding-column embedding"
             )
         if self.feature_column and (self.align_log is None or self.tuned is not None):
             raise ValueError("feature_column: expected align_log too, and no tuned model")

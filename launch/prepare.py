@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,8 +15,8 @@ from launch.tokenize_options import TokenizeArgs, command
 from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
-from trainer.modules.learned_tokens import LearnedTokensConfig
-from trainer.run_inputs import load_tokens
+from trainer.modules.learned_tokens import CoClickItemsConfig, LearnedTokensConfig
+from trainer.run_inputs import check_embeddings, load_tokens
 from trainer.sasrec_tokens import SASRecTokensConfig
 
 
@@ -28,9 +29,9 @@ def prepare(experiment: Experiment, console: Console) -> None:
     """
     dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
     item = experiment.model.item
-    if isinstance(item, LearnedTokensConfig) and item.embeddings is not None:
-        if not item.embeddings.exists():
-            _embed_texts(experiment, item.text_column, item.embeddings, console)
+    if isinstance(item, LearnedTokensConfig):
+        _embed_items(experiment, item, dataset, console)
+        check_embeddings(item, experiment, dataset)
         return
     config = experiment.tokenizer
     if config is not None and not config.folder.exists():
@@ -67,30 +68,43 @@ def _embed_texts(experiment: Experiment, column: str, out: Path, console: Consol
     embed(EmbedArgs(items=items, out=out, text_column=(column,)))
 
 
+def _embed_items(
+    experiment: Experiment, item: LearnedTokensConfig, dataset: Dataset, console: Console
+) -> None:
+    """Embed texts, and co-click vectors beside them, of a model that learns its tokens."""
+    if item.embeddings is None or item.embeddings.exists():
+        return
+    if not isinstance(item, CoClickItemsConfig):
+        _embed_texts(experiment, item.text_column, item.embeddings, console)
+        return
+    if item.content is not None and not item.content.exists():
+        _embed_texts(experiment, item.text_column, item.content, console)
+    _embed_with_clicks(
+        experiment,
+        dataset,
+        console,
+        items=item.content or experiment.data.folder / "items.parquet",
+        embedding_column="embedding" if item.content else item.content_column,
+        out=item.embeddings,
+        co_click_log=experiment.data.folder / "interactions",
+        co_clicks=item.co_clicks,
+    )
+
+
 def _embed_behaviour(
     experiment: Experiment, config: SASRecTokensConfig, dataset: Dataset, console: Console
 ) -> None:
     """SASRec on the positive training rows."""
-    schema = experiment.data.schema
-    arguments = EmbedArgs(
+    _embed_with_clicks(
+        experiment,
+        dataset,
+        console,
         items=experiment.data.folder / "items.parquet",
         out=config.embeddings,
         sasrec_log=experiment.data.folder / "interactions",
         sasrec=config.sasrec,
         sasrec_missing="mean",
-        align_positive=schema.labels[0],
-        align_share=1.0,
-        align_rows=dataset.split(experiment.data.split).train.stop,
-        user_column=schema.user,
-        item_column=schema.item,
     )
-    _show(
-        f"farewell embed --items {arguments.items} --sasrec-log {arguments.sasrec_log} "
-        f"--sasrec-missing mean --align-positive {arguments.align_positive} --align-share 1 "
-        f"--align-rows {arguments.align_rows} --out {arguments.out}",
-        console,
-    )
-    embed(arguments)
 
 
 def _align(
@@ -101,27 +115,52 @@ def _align(
     console: Console,
 ) -> None:
     """Align with the co-clicks of the training rows alone."""
-    schema = experiment.data.schema
-    arguments = EmbedArgs(
+    _embed_with_clicks(
+        experiment,
+        dataset,
+        console,
         items=config.embeddings,
         embedding_column="embedding",
         out=config.aligned_embeddings,
         align_log=experiment.data.folder / "interactions",
+        alignment=alignment,
+        feature_column=config.feature_columns,
+        features=experiment.data.folder / "items.parquet" if config.feature_columns else None,
+    )
+
+
+def _embed_with_clicks(
+    experiment: Experiment, dataset: Dataset, console: Console, **options: Any
+) -> None:
+    """`farewell embed` with a log: the positive training rows alone."""
+    schema = experiment.data.schema
+    arguments = EmbedArgs(
+        **options,
         align_positive=schema.labels[0],
         align_share=1.0,
         align_rows=dataset.split(experiment.data.split).train.stop,
         user_column=schema.user,
         item_column=schema.item,
-        alignment=alignment,
-        feature_column=config.feature_columns,
-        features=experiment.data.folder / "items.parquet" if config.feature_columns else None,
     )
-    _show(
-        f"farewell embed --items {arguments.items} --embedding-column embedding "
-        f"--align-log {arguments.align_log} --align-positive {arguments.align_positive} "
-        f"--align-share 1 --align-rows {arguments.align_rows} --out {arguments.out}",
-        console,
+    names = (
+        "items",
+        "embedding_column",
+        "sasrec_log",
+        "sasrec_missing",
+        "align_log",
+        "co_click_log",
+        "align_positive",
+        "align_share",
+        "align_rows",
+        "out",
     )
+    given = {
+        name: getattr(arguments, name) for name in names if name[:5] == "align" or name in options
+    }
+    words = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None
+    )
+    _show(f"farewell embed {words}", console)
     embed(arguments)
 
 

@@ -90,8 +90,15 @@ class EmbeddingTable:
 
 
 def read_made(path: Path) -> dict[str, Any]:
-    """How the embeddings of a file were made; empty where `EmbeddingTable` did not write it."""
-    metadata = pq.read_schema(path).metadata or {}
+    """How the embeddings of a file were made; empty where `EmbeddingTable` did not write it.
+
+    Raises:
+        ValueError: when it is no whole parquet file.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a whole parquet file, found {error}") from error
     made: dict[str, Any] = json.loads(metadata.get(_MADE.encode(), b"{}"))
     return made
 

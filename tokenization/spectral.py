@@ -19,25 +19,24 @@ from numpy.typing import NDArray
 def spectral_vectors(
     rows_P2: NDArray[np.int64], scores_P: NDArray[np.float64], *, size: int, out_dim: int
 ) -> NDArray[np.float64]:
-    """Return the best free embeddings `(size, H)` of `size` items, zeros for one without a pair.
+    """Return the best free embeddings `(size, H)` of `size` items, each with a pair.
 
     Args:
         rows_P2: rows of the items of each pair.
         scores_P: how much they belong together, above 0.
         size: items, at least 2.
-        out_dim: H: eigenvalues of the greatest size; zeros stand for negative ones, and fill what
-            few items leave.
+        out_dim: H: the greatest eigenvalues; zeros stand for negative ones, and fill what few items
+            leave.
     """
     left, right = rows_P2.T
     half = scipy.sparse.coo_matrix((scores_P, (left, right)), shape=(size, size))
     count = min(out_dim, size - 1)
     rng = np.random.default_rng(0)  # of Lanczos's start: the same pairs give the same vectors
     values, vectors = scipy.sparse.linalg.eigsh(
-        (half + half.T).tocsr(), k=count, v0=rng.uniform(0.5, 1.5, size), rng=rng
+        (half + half.T).tocsr(), k=count, which="LA", v0=rng.uniform(0.5, 1.5, size), rng=rng
     )
     found = np.zeros((size, out_dim))
     found[:, :count] = vectors[:, ::-1] * np.sqrt(values[::-1].clip(min=0)) * size**0.5
-    found[np.bincount(rows_P2.ravel(), minlength=size) == 0] = 0  # else rounding is left there
     return found
 
 
@@ -55,8 +54,8 @@ def spectral_map(
         x_ND: content of the items, centred and of values near 1.
         rows_P2: rows of the items of each pair.
         scores_P: how much they belong together, above 0.
-        out_dim: H: eigenvalues of the greatest size; zeros stand for negative ones, and fill what
-            few items leave.
+        out_dim: H: the greatest eigenvalues; zeros stand for negative ones, and fill what few items
+            leave.
         ridge: strength of the penalty on the map, an item.
     """
     known, places = np.unique(rows_P2, return_inverse=True)

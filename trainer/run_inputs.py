@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from trainer.data.schema import RowRange
 from trainer.data.static_features import read_static_features
 from trainer.experiment import Experiment, TokensConfig
 from trainer.modules.hybrid_tokens import ITEM_ID, MEM_TOKEN
-from trainer.modules.learned_tokens import ITEM_ROW, LearnedTokensConfig
+from trainer.modules.learned_tokens import ITEM_ROW, CoClickItemsConfig, LearnedTokensConfig
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.modules.vq_encoder import StaticFeatures
 from trainer.sasrec_tokens import SASRecTokensConfig
@@ -54,17 +55,43 @@ def load_tokens(experiment: Experiment) -> TokenArtifact | None:
         return None
     artifact = TokenArtifact.load(config.folder)
     _check_settings(config, artifact)
-    known_rows = artifact.manifest.get("embeddings", {}).get("log_rows", 0)
-    if known_rows:
+    made = artifact.manifest.get("embeddings", {})
+    if made.get("log_rows", 0):
         dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
-        train_rows = dataset.split(experiment.data.split).train.stop
-        if known_rows > train_rows:
-            raise ValueError(
-                f"{config.folder}: its embeddings were made with the first {known_rows} rows of "
-                f"the log, but the experiment trains on {train_rows}, so it would be evaluated on "
-                "rows that its tokens know; name another folder for tokens and embeddings"
-            )
+        _check_known_rows(config.folder, made, experiment, dataset)
     return artifact
+
+
+def _check_known_rows(
+    source: Path, made: Mapping[str, Any], experiment: Experiment, dataset: Dataset
+) -> None:
+    """Embeddings that know clicks of the evaluation would make it look better than it is."""
+    known_rows = made.get("log_rows", 0)
+    train_rows = dataset.split(experiment.data.split).train.stop
+    if known_rows > train_rows:
+        raise ValueError(
+            f"{source}: its embeddings were made with the first {known_rows} rows of "
+            f"the log, but the experiment trains on {train_rows}, so it would be evaluated on "
+            "rows that its tokens know; name another folder for tokens and embeddings"
+        )
+
+
+def check_embeddings(item: LearnedTokensConfig, experiment: Experiment, dataset: Dataset) -> None:
+    """Check what the embeddings of a model that learns its tokens were made of.
+
+    Raises:
+        ValueError: of rows of the evaluation, or with other settings than the experiment's.
+    """
+    if item.embeddings is None:
+        return
+    made = read_made(item.embeddings)
+    _check_known_rows(item.embeddings, made, experiment, dataset)
+    if isinstance(item, CoClickItemsConfig) and made.get("co_clicks") != asdict(item.co_clicks):
+        raise ValueError(
+            f"{item.embeddings}: was made with co-clicks {made.get('co_clicks')}, but the "
+            f"experiment wants {asdict(item.co_clicks)}; name another file for them in "
+            "model.item.embeddings, or delete this one to have it made again"
+        )
 
 
 def _check_settings(config: TokensConfig, artifact: TokenArtifact) -> None:
@@ -134,6 +161,7 @@ def catalogue(experiment: Experiment, dataset: Dataset) -> StaticFeatures | None
     item = experiment.model.item
     if not isinstance(item, LearnedTokensConfig):
         return None
+    check_embeddings(item, experiment, dataset)
     return read_static_features(dataset, item)
 
 

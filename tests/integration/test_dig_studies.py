@@ -24,7 +24,7 @@ STUDIES = {
     # study -> rows that retrieve, in the order of the report
     "main": [
         *("popularity", "item-item transition counts", "SASRec"),
-        *("TIGER", "LETTER", "DAS", "DOS", "ETEGRec", "TRM", "DIG"),
+        *("TIGER", "LETTER", "DAS", "DOS", "ETEGRec", "TRM", "DIG", "DIG on co-clicks"),
     ],
     "ranking": None,
     "gap": ["DIG", "with unclicked negatives"],

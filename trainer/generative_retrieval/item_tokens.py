@@ -13,15 +13,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import normalize
 
 from tokenization.artifact import TokenArtifact
-from tokenization.base import Codes, Embeddings, check_at_least
+from tokenization.base import Codes, Embeddings
+from tokenization.co_clicks import CoClicks
 from tokenization.collaborative import CollaborativeRQVAE
 from tokenization.collisions import Collisions, resolve_collisions
 from tokenization.pairs import co_clicks
 from tokenization.sasrec import SASRec, SASRecNetwork, last_clicks
-from tokenization.spectral import spectral_vectors
 from tokenization.tokenizers import AnyTokenizer
 from trainer.retrieval_task import RetrievalTask
 
@@ -132,35 +131,19 @@ class FittedTokens:
 class CoClickTokens:
     """Tokens of co-click vectors beside the content: items clicked together share prefixes.
 
-    They are TRM's collaborative item embeddings and gen-tokens (sections 3.1 and 3.2) for a
-    catalogue that a computer's memory holds: pairs are mined as there, and what a contrastive
-    encoder would learn of them is solved for (`tokenization.spectral`), within seconds.
+    They are TRM's collaborative item embeddings and gen-tokens (sections 3.1 and 3.2); see
+    `tokenization.co_clicks`.
 
     Args:
         tokenizer: settings; its seed is replaced.
         content: float32 (N, D) by item row, all that is known of items that nobody clicked; None
             for a catalogue without any.
-        dim: of the co-click vectors.
-        window: clicks of a user within which two items belong together.
-        content_weight: length of the content beside co-click vectors of length 1.
+        co_clicks: settings of the vectors.
     """
 
     tokenizer: AnyTokenizer
     content: Embeddings | None
-    dim: int = 128
-    window: int = 5
-    content_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        check_at_least(self.dim, 1, name="dim")
-        check_at_least(self.window, 1, name="window")
-        if self.content_weight <= 0:
-            raise ValueError(f"content_weight is {self.content_weight}, expected above 0")
+    co_clicks: CoClicks = field(default_factory=CoClicks)
 
     def tokens(self, task: RetrievalTask, *, seed: int) -> ItemTokens:
         """Fit and encode.
@@ -169,21 +152,14 @@ class CoClickTokens:
             ValueError: for content of another number of items, or no two items that the same user
                 clicked within the window.
         """
-        if self.content is not None:
-            check_rows("content", len(self.content), task)
         users = np.repeat(np.arange(len(task.train)), task.train.lengths)
-        pairs = co_clicks(users, task.train.values, num_items=task.num_items, window=self.window)
-        if not len(pairs):
-            raise ValueError(
-                f"co-clicks: no user clicked two items within {self.window} clicks of one another; "
-                "take a longer log"
-            )
-        rows_P2 = np.stack([pairs.left, pairs.right], axis=1)
-        vectors_NC = spectral_vectors(rows_P2, pairs.score, size=task.num_items, out_dim=self.dim)
-        parts = [normalize(torch.from_numpy(vectors_NC))]
-        if self.content is not None:
-            parts.append(self.content_weight * normalize(torch.from_numpy(self.content)))
-        embeddings: Embeddings = torch.cat(parts, dim=1).float().numpy()
+        window, rows_N = self.co_clicks.window, np.arange(task.num_items)
+        pairs = co_clicks(users, task.train.values, num_items=task.num_items, window=window)
+        if self.content is None:
+            embeddings = self.co_clicks.vectors(rows_N, pairs)
+        else:
+            check_rows("content", len(self.content), task)
+            embeddings = self.co_clicks.beside(self.content, rows_N, pairs)
         return _fitted(dataclasses.replace(self.tokenizer, seed=seed), embeddings, "keep")
 
 

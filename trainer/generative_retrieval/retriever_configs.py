@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokenization.base import Embeddings
+from tokenization.co_clicks import CoClicks
 from tokenization.collisions import Collisions
 from tokenization.sasrec import SASRec
 from tokenization.tokenizers import AnyTokenizer
@@ -80,9 +81,9 @@ class CoClickGenerativeConfig:
         source = CoClickTokens(
             tokenizer=self.tokenizer,
             content=_texts(dataset, self.content),
-            dim=self.dim,
-            window=self.window,
-            content_weight=self.content_weight,
+            co_clicks=CoClicks(
+                dim=self.dim, window=self.window, content_weight=self.content_weight
+            ),
         )
         return GenerativeRetriever(self.title, source, self.generator, self.training)
 

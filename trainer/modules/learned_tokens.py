@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from sharding.tables import TableSpec
+from tokenization.co_clicks import CoClicks
 
 ITEM_ROW: Final = "item_row"
 """Key of the item KeyedJaggedTensor: the item's row in items.parquet."""
@@ -168,3 +169,39 @@ class LearnedTokensConfig:
                     f"table {table.name!r}: rows is {table.rows}, but model.item has "
                     f"{self.num_levels} levels x {self.num_codes} codes = {self.table_rows}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoClickItemsConfig(LearnedTokensConfig):
+    """As `LearnedTokensConfig`, with co-click vectors beside the texts (TRM section 3.1).
+
+    `embeddings` holds both, `text_dim` is the width of both. `farewell train` makes the file of the
+    positive training rows.
+
+    Args:
+        content: parquet file with the text embeddings alone; None for a column of items.parquet.
+        content_column: that list column.
+        co_clicks: settings of the vectors.
+
+    Raises:
+        ValueError: without `embeddings` of its own, or with a `text_dim` that leaves no room for
+            texts; and as `LearnedTokensConfig`.
+    """
+
+    content: Path | None = None
+    content_column: str = "embedding"
+    co_clicks: CoClicks = field(default_factory=CoClicks)
+
+    def __post_init__(self) -> None:
+        """Check the files."""
+        super().__post_init__()
+        if self.embeddings in (None, self.content):
+            raise ValueError(
+                f"model.item.embeddings is {self.embeddings}, expected a file of its own beside "
+                f"content ({self.content}), for co-click vectors and texts"
+            )
+        if self.text_dim <= self.co_clicks.dim:
+            raise ValueError(
+                f"model.item.text_dim is {self.text_dim}, expected that of the texts and of "
+                f"co_clicks ({self.co_clicks.dim}) together"
+            )

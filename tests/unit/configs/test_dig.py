@@ -1,8 +1,10 @@
 import inspect
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from configs import dig
+from configs import datasets, dig, dig_public
 from launch.named import load_named
 from launch.retrieval_rows import has_retrieval_path
 from trainer.comparison import Comparison
@@ -58,6 +60,26 @@ def test_retrievers_have_tokens_of_digs_shape():
         if hasattr(one, "tokenizer")
     }
     assert shapes == {(4, 256)}
+
+
+def test_main_has_dig_on_co_clicks_where_items_have_texts():
+    for study, text_dim, content in (
+        (dig.main_amazon_beauty(), 384 + 128, Path("data/amazon_beauty_sampled")),
+        (dig.main_movielens1m(), 384 + 128, Path("data/movielens1m")),
+        (dig.main_smoke(), 16 + datasets.SMOKE.embedding_dim, None),
+    ):
+        plain, of_clicks = (row.experiment for row in study.rows)
+        item = of_clicks.model.item
+        assert item.text_dim == text_dim
+        assert item.content == plain.model.item.embeddings
+        assert item.content is None or item.content.parent == content
+        assert item.embeddings == plain.data.folder / "co_click_embeddings.parquet"
+        own = {**vars(item)}
+        for name in ("text_dim", "embeddings", "embedding_column"):
+            own[name] = getattr(plain.model.item, name)
+        assert {name: own[name] for name in vars(plain.model.item)} == vars(plain.model.item)
+        assert replace(of_clicks.model, item=plain.model.item) == plain.model
+    assert [row.title for row in dig_public.main_taobao_ad().rows] == ["DIG"]
 
 
 def test_generative_rows_end_by_validation_with_a_stated_maximum():
