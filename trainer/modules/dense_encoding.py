@@ -36,7 +36,9 @@ class PiecewiseLinearEncoding(nn.Module):
     def __init__(self, *, num_features: int, num_bins: int) -> None:
         super().__init__()
         self.num_bins = num_bins
-        edges = torch.linspace(0, 1, num_bins + 1).repeat(num_features, 1)
+        # Not linspace: once transformers has loaded a model, it may stay on the CPU within
+        # `torch.device("meta")`.
+        edges = (torch.arange(num_bins + 1) / num_bins).repeat(num_features, 1)
         self.register_buffer("edges_FE", edges)
 
     @property
