@@ -143,6 +143,7 @@ def movielens1m_log() -> DigLog:
         name="movielens1m",
         cases_per_user=5,
         training=dig_studies.LONG_TRAINING,
+        num_cycles=2,
     )
 
 
@@ -153,6 +154,7 @@ def movielens1m_last_click_log() -> DigLog:
         name="movielens1m_last_click",
         leave_out_history=True,
         training=dig_studies.LONG_TRAINING,
+        num_cycles=2,
     )
 
 

@@ -49,13 +49,21 @@ def open_bandit() -> Experiment:
 
 def kuairec_big_log() -> DigLog:
     """One case a user (last click), as in section 4.1."""
-    return DigLog(experiment=kuairec_big(), name="kuairec_big", training=dig_studies.LONG_TRAINING)
+    return DigLog(
+        experiment=kuairec_big(),
+        name="kuairec_big",
+        training=dig_studies.LONG_TRAINING,
+        num_cycles=2,
+    )
 
 
 def kuairec_small_log() -> DigLog:
     """One case a user (last click), as in section 4.1."""
     return DigLog(
-        experiment=kuairec_small(), name="kuairec_small", training=dig_studies.LONG_TRAINING
+        experiment=kuairec_small(),
+        name="kuairec_small",
+        training=dig_studies.LONG_TRAINING,
+        num_cycles=2,
     )
 
 

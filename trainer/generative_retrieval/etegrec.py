@@ -23,7 +23,7 @@ from trainer.generative_retrieval.etegrec_alignment import Both, draw_pairs
 from trainer.generative_retrieval.generative_retriever import TupleRetriever
 from trainer.generative_retrieval.generator import GeneratorConfig
 from trainer.generative_retrieval.item_tokens import check_rows, sasrec_items
-from trainer.generative_retrieval.sequences import batches, codes_of, windows
+from trainer.generative_retrieval.sequences import batches, codes_of, num_batches, windows
 from trainer.generative_retrieval.training import GeneratorTraining, Stepper, train_until_best
 from trainer.retrieval_task import RetrievalTask
 
@@ -108,7 +108,7 @@ class ETEGRec(TupleRetriever):
         content: float32 (N, E) embeddings by item row that are quantized; None takes the item
             vectors of a SASRec on the training sequences, as the paper does.
         generator: sizes.
-        training: of the generator.
+        training: of the generator; its epochs are those behind the cycles.
         title: of the row.
     """
 
@@ -148,17 +148,22 @@ class ETEGRec(TupleRetriever):
             self._train(task, embeddings, both, seed)
 
     def _train(self, task: RetrievalTask, embeddings: Embeddings, both: Both, seed: int) -> None:
-        config, training, generator = self.joint, self.training, self._generator
+        config, generator = self.joint, self._generator
+        last_joint = config.num_cycles * config.cycle_epochs
+        training = dataclasses.replace(
+            self.training, num_epochs=last_joint + self.training.num_epochs
+        )
         rng = np.random.default_rng(seed)
         windows_MT = windows(task.train, self.config.max_items)
+        own_epochs = training.num_epochs - config.num_cycles  # one of each cycle is the tokenizer's
         of_generator = Stepper(
             [*generator.parameters(), *both.heads.parameters()],
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             warmup_steps=training.warmup_steps,
+            num_steps=own_epochs * num_batches(windows_MT, training.batch_size),
         )
         of_tokenizer = Stepper(both.tokenizer.parameters(), learning_rate=config.learning_rate)
-        last_joint = config.num_cycles * config.cycle_epochs
         tokens = both.tokens(embeddings, config.collisions)
         self.use_tokens(tokens)
 

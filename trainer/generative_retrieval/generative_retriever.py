@@ -15,7 +15,13 @@ from trainer.distributed import pick_device
 from trainer.generative_retrieval.generator import Generator, GeneratorConfig
 from trainer.generative_retrieval.item_tokens import ItemTokens, TokenSource
 from trainer.generative_retrieval.search import TupleSearch
-from trainer.generative_retrieval.sequences import batches, codes_of, last_items, windows
+from trainer.generative_retrieval.sequences import (
+    batches,
+    codes_of,
+    last_items,
+    num_batches,
+    windows,
+)
 from trainer.generative_retrieval.training import GeneratorTraining, Stepper, train_until_best
 from trainer.retrieval_task import RetrievalTask
 
@@ -125,6 +131,7 @@ class GenerativeRetriever(TupleRetriever):
                 learning_rate=training.learning_rate,
                 weight_decay=training.weight_decay,
                 warmup_steps=training.warmup_steps,
+                num_steps=training.num_epochs * num_batches(windows_MT, training.batch_size),
             )
 
             def epoch(number: int) -> float:

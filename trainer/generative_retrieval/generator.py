@@ -6,7 +6,9 @@ sequence in one pass, with the same factorization `P(c_l | history, c_<l)`; it i
 train, and as DIG's comparison demands, all tokenizers are compared under the same one.
 
 A sequence is a start token and then L tokens for each item, oldest first. The output at the start
-token, and at the last token of an item, predicts the first code of the next item.
+token, and at the last token of an item, predicts the first code of the next item. Attention knows
+how far tokens are apart (rotary positions; T5 has relative ones too), not where they stand: users
+with long histories are few, and what follows what does not depend on how much went before.
 
 Legend: B rows, T items of a row, L levels, K codes, D dim, H heads, h = D / H, S = 1 + T L tokens,
 R rows of a search, W beams of a row, N tokens that a beam has generated.
@@ -35,6 +37,8 @@ class GeneratorConfig:
         expansion: hidden dim of a block's feed-forward network over D.
         dropout: of embeddings and of what blocks add.
         max_items: last items of a history that are read.
+        rotary_base: the slowest pair of a head's features turns once in 2 pi times so many tokens,
+            nearly.
     """
 
     dim: int = 128
@@ -43,6 +47,7 @@ class GeneratorConfig:
     expansion: int = 4
     dropout: float = 0.1
     max_items: int = 50
+    rotary_base: float = 10_000.0
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -53,10 +58,13 @@ class GeneratorConfig:
         for name in ("dim", "num_layers", "num_heads", "expansion", "max_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"generator.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.dim % self.num_heads:
+        if self.dim % (2 * self.num_heads):
             raise ValueError(
-                f"generator.dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})"
+                f"generator.dim ({self.dim}) must be a multiple of twice num_heads "
+                f"({self.num_heads}): features of a head are turned in pairs"
             )
+        if self.rotary_base <= 1:
+            raise ValueError(f"generator.rotary_base is {self.rotary_base}, expected above 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"generator.dropout is {self.dropout}, expected 0 to below 1")
 
@@ -95,10 +103,7 @@ class Generator(nn.Module):
         self.token_LKD = nn.Parameter(torch.empty(num_levels, num_codes, config.dim))
         self.bias_LK = nn.Parameter(torch.zeros(num_levels, num_codes))
         self.start_D = nn.Parameter(torch.zeros(config.dim))
-        # One more than a history has items: the item that is generated stands behind it.
-        self.position = nn.Embedding(config.max_items + 1, config.dim)
         nn.init.normal_(self.token_LKD, std=0.02)
-        nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -107,7 +112,7 @@ class Generator(nn.Module):
         """Outputs (B, T, L, D), each at the token before the one that it predicts.
 
         Args:
-            codes_BTL: int64, any code behind the end of a row; at most `max_items + 1` items.
+            codes_BTL: int64, any code behind the end of a row.
         """
         num_items = codes_BTL.shape[1]
         x_BSD = self.dropout(self._embed(codes_BTL)[:, :-1])
@@ -139,7 +144,7 @@ class Generator(nn.Module):
         """Pass histories through the blocks once, to be continued by `follow`.
 
         Args:
-            codes_RTL: int64, any code behind the end of a row; at most `max_items` items.
+            codes_RTL: int64, any code behind the end of a row.
             length_R: int64 items of each row.
         """
         x_RSD, past = self._embed(codes_RTL), []
@@ -172,22 +177,21 @@ class Generator(nn.Module):
         Returns:
             outputs (R, W, D) that predict the next level, and `generated` with the new tokens.
         """
-        x_RWD = self.token_LKD[level, code_RW] + self.position(histories.length_R).unsqueeze(1)
-        longer = []
+        x_RWD, longer = self.token_LKD[level, code_RW], []
+        place_R = histories.length_R * self.num_levels + level + 1
         for index, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
             own = generated[index] if generated else None
-            x_RWD, own = block.follow(x_RWD, histories.past[index], histories.seen_RS, own)
+            past = histories.past[index]
+            x_RWD, own = block.follow(x_RWD, place_R, past, histories.seen_RS, own)
             longer.append(own)
         return self.norm(x_RWD), longer
 
     def _embed(self, codes_BTL: Tensor) -> Tensor:
         """Start token and tokens of all items (B, S, D)."""
-        num_rows, num_items, _ = codes_BTL.shape
         level_L = torch.arange(self.num_levels, device=codes_BTL.device)
         x_BTLD = self.token_LKD[level_L, codes_BTL]
-        x_BTLD = x_BTLD + self.position.weight[:num_items].unsqueeze(1)
-        start_B1D = self.start_D.expand(num_rows, 1, -1)
+        start_B1D = self.start_D.expand(len(codes_BTL), 1, -1)
         return torch.cat([start_B1D, x_BTLD.flatten(1, 2)], dim=1)
 
 
@@ -197,7 +201,7 @@ class _Block(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         dim, hidden = config.dim, config.expansion * config.dim
-        self.num_heads = config.num_heads
+        self.num_heads, self.rotary_base = config.num_heads, config.rotary_base
         self.attention_norm, self.ffn_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.attention_out = nn.Linear(dim, dim)
@@ -206,15 +210,21 @@ class _Block(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, KeysValues]:
         """Every token sees itself and what stands before it."""
-        query_BHSh, key_BHSh, value_BHSh = self._heads(x_BSD)
+        place_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        query_BHSh, key_BHSh, value_BHSh = self._heads(x_BSD, place_S)
         seen_BHSh = scaled_dot_product_attention(query_BHSh, key_BHSh, value_BHSh, is_causal=True)
         return self._finish(x_BSD, seen_BHSh), (key_BHSh, value_BHSh)
 
     def follow(
-        self, x_RWD: Tensor, past: KeysValues, seen_RS: Tensor, own: KeysValues | None
+        self,
+        x_RWD: Tensor,
+        place_R: Tensor,
+        past: KeysValues,
+        seen_RS: Tensor,
+        own: KeysValues | None,
     ) -> tuple[Tensor, KeysValues]:
         """Every beam sees its row's history, its own tokens so far, and itself."""
-        query_RHWh, *new = self._heads(x_RWD)
+        query_RHWh, *new = self._heads(x_RWD, place_R[:, None, None])
         own_RHWNh = [part_RHWh.unsqueeze(3) for part_RHWh in new]
         if own is not None:
             pairs = zip(own, own_RHWNh, strict=True)
@@ -230,13 +240,33 @@ class _Block(nn.Module):
         seen_RHWh = past_RHWS @ past[1] + (own_RHWN.unsqueeze(4) * value_RHWNh).sum(dim=3)
         return self._finish(x_RWD, seen_RHWh), (key_RHWNh, value_RHWNh)
 
-    def _heads(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x_BSD: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, S, h) of tokens at places that broadcast to (B, H, S)."""
         parts_BS3Hh = self.query_key_value(self.attention_norm(x_BSD)).unflatten(
             2, (3, self.num_heads, -1)
         )
         query, key, value = parts_BS3Hh.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
+        base = self.rotary_base
+        return rotated(query, place, base=base), rotated(key, place, base=base), value
 
     def _finish(self, x_BSD: Tensor, seen_BHSh: Tensor) -> Tensor:
         x_BSD = x_BSD + self.dropout(self.attention_out(seen_BHSh.transpose(1, 2).flatten(2)))
         return x_BSD + self.dropout(self.ffn_out(gelu(self.ffn_in(self.ffn_norm(x_BSD)))))
+
+
+def rotated(x: Tensor, place: Tensor, *, base: float) -> Tensor:
+    """Turn pairs of features by angles that grow with the token's place (RoPE, Su et al.).
+
+    The product of a query and a key then depends on how far they are apart, not on where they are.
+
+    Args:
+        x: (..., h), h even.
+        place: int64, broadcasts to (...).
+        base: pair `i` of `h / 2` turns by `base ** (-2 i / h)` a token.
+    """
+    half = x.shape[-1] // 2
+    speed = base ** (-torch.arange(half, device=x.device) / half)
+    angle = place.unsqueeze(-1) * speed
+    cos, sin = angle.cos(), angle.sin()
+    one, other = x.split(half, dim=-1)
+    return torch.cat([one * cos - other * sin, one * sin + other * cos], dim=-1)

@@ -73,6 +73,11 @@ def batches(
         yield windows_MT[parts[at], : lengths[parts[at]].max()]
 
 
+def num_batches(windows_MT: NDArray[np.int64], batch_size: int) -> int:
+    """How many `batches` there are."""
+    return -(-len(windows_MT) // batch_size)
+
+
 def codes_of(codes_NL: Tensor, items_BT: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Codes of item rows.
 

@@ -29,7 +29,8 @@ class GeneratorTraining:
     Args:
         num_epochs: passes over the users' sequences at most.
         batch_size: windows of sequences a step.
-        learning_rate: of AdamW, after a linear start.
+        learning_rate: of AdamW, after a linear start; it falls linearly, to nothing after
+            `num_epochs`.
         warmup_steps: of that start.
         weight_decay: of AdamW.
         check_every: epochs between two looks at the validation cases.
@@ -67,13 +68,14 @@ class GeneratorTraining:
 
 
 class Stepper:
-    """AdamW with a linear start and a limit on gradients.
+    """AdamW with a linear start, a linear fall and a limit on gradients.
 
     Args:
         parameters: that it moves.
         learning_rate: after the start.
         weight_decay: of AdamW.
         warmup_steps: of the start.
+        num_steps: after which the learning rate has fallen to nothing; None for a constant one.
     """
 
     def __init__(
@@ -83,14 +85,18 @@ class Stepper:
         learning_rate: float,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        num_steps: int | None = None,
     ) -> None:
         self._parameters = list(parameters)
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=learning_rate, weight_decay=weight_decay
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1))
-        )
+
+        def share(step: int) -> float:
+            left = 1.0 if num_steps is None else max(0.0, 1 - step / num_steps)
+            return left * min(1.0, (step + 1) / (warmup_steps + 1))
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, share)
 
     def step(self, loss: Tensor) -> float:
         """Move the parameters down the gradient of `loss`; return its value."""

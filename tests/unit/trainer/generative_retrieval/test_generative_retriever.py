@@ -20,6 +20,7 @@ from tokenization.pipeline import fit_tokens
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.rq_vae import RQVAE
 from tokenization.sasrec import SASRec
+from trainer.generative_retrieval.etegrec import ETEGRec, ETEGRecConfig
 from trainer.generative_retrieval.generative_retriever import GenerativeRetriever
 from trainer.generative_retrieval.generator import GeneratorConfig
 from trainer.generative_retrieval.item_tokens import (
@@ -29,7 +30,7 @@ from trainer.generative_retrieval.item_tokens import (
     ItemTokens,
     sasrec_items,
 )
-from trainer.generative_retrieval.training import GeneratorTraining, train_until_best
+from trainer.generative_retrieval.training import GeneratorTraining, Stepper, train_until_best
 from trainer.ranked_lists import score_lists
 
 TINY = GeneratorConfig(dim=32, num_layers=2, num_heads=2, max_items=6, dropout=0.0)
@@ -152,6 +153,47 @@ def test_training_ends_when_recall_no_longer_grows_and_keeps_the_best():
     assert run([1, 5, 4, 5, 9, 9], patience=3) == (5, 6)
     assert run([9, 2, 3, 1], patience=3, at_least=2) == (3, 4)
     assert run([1, 2, 3], num_cases=0) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "shares"),
+    [(None, [1 / 3, 2 / 3, 1, 1, 1, 1, 1]), (5, [1 / 3, 0.8 * 2 / 3, 0.6, 0.4, 0.2, 0, 0])],
+)
+def test_a_step_is_as_long_as_the_schedule_says(num_steps, shares):
+    parameter = torch.nn.Parameter(torch.tensor(1.0))
+    stepper = Stepper([parameter], learning_rate=0.01, warmup_steps=2, num_steps=num_steps)
+    moved = []
+    for _ in shares:
+        before = parameter.item()
+        stepper.step(2 * parameter)  # the same gradient every time: Adam moves by its rate
+        moved.append((before - parameter.item()) / 0.01)
+    np.testing.assert_allclose(moved, shares, atol=1e-4)
+
+
+@pytest.mark.parametrize("title", ["TIGER", "ETEGRec"])
+def test_learning_rates_fall_to_nothing_in_the_last_epoch(title, monkeypatch):
+    task, _, _ = successor_task(num_users=40)
+    found = []
+    step = Stepper.step
+
+    def watched(self, loss):
+        found.append(self._optimizer.param_groups[0]["lr"])
+        return step(self, loss)
+
+    monkeypatch.setattr(Stepper, "step", watched)
+    training = dataclasses.replace(QUICK, num_epochs=3, patience=3, warmup_steps=0)
+    if title == "TIGER":
+        source = FittedTokens(tokenizer=RQKMeans(num_levels=2, num_codes=4), content=content())
+        made, own_epochs = GenerativeRetriever(title, source, TINY, training), 3
+    else:  # a cycle of three epochs, of which the first is the tokenizer's
+        tokenizer = RQVAE(num_levels=2, num_codes=4, hidden=(8,), latent_dim=4, num_epochs=2)
+        joint = ETEGRecConfig(tokenizer=tokenizer, num_cycles=1, cycle_epochs=3)
+        made, own_epochs = ETEGRec(joint, content(), TINY, training), 5
+    made.fit(task, seed=0)
+    own = [rate for rate in found if rate != ETEGRecConfig().learning_rate]
+    assert len(own) % own_epochs == 0
+    expected = training.learning_rate * np.arange(len(own), 0, -1) / len(own)
+    np.testing.assert_allclose(own, expected, rtol=1e-6)
 
 
 def content():

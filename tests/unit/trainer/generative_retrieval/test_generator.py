@@ -10,7 +10,7 @@ import torch
 
 from trainer.data.ragged import Ragged
 from trainer.generation import TupleTrie
-from trainer.generative_retrieval.generator import Generator, GeneratorConfig
+from trainer.generative_retrieval.generator import Generator, GeneratorConfig, rotated
 from trainer.generative_retrieval.search import GeneratorScorer, TupleSearch
 from trainer.generative_retrieval.sequences import batches, codes_of, last_items, windows
 from trainer.prefix_search import prefix_search
@@ -41,6 +41,34 @@ def test_an_output_sees_the_tokens_before_the_one_it_predicts_and_no_other():
     differs = (made(changed) - outputs).abs().amax(dim=3)[0] > 1e-6
     flat = differs.flatten().tolist()
     assert flat == [False] * (2 * LEVELS + 2) + [True] * (2 * LEVELS - 2)
+
+
+def test_products_of_turned_features_depend_on_the_distance_alone():
+    torch.manual_seed(0)
+    query, key = torch.randn(6), torch.randn(6)
+
+    def product(at, other):
+        turned = [
+            rotated(x, torch.tensor(place), base=100.0) for x, place in ((query, at), (key, other))
+        ]
+        return float(turned[0] @ turned[1])
+
+    # Pairs (i, i + 3) as complex numbers, turned by 100 ** (-i / 3) a place.
+    speed = 100.0 ** (-np.arange(3) / 3)
+    one, other = (x[:3].numpy() + 1j * x[3:].numpy() for x in (query, key))
+    for distance in (0, 1, 7):
+        expected = float((one * other.conj() * np.exp(1j * distance * speed)).real.sum())
+        for place in (0, 3, 40):
+            assert product(place + distance, place) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"dim": 12, "num_heads": 4}, "multiple of twice num_heads"), ({"rotary_base": 1.0}, "base")],
+)
+def test_heads_and_base_that_can_not_turn_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        GeneratorConfig(**wrong)
 
 
 @torch.no_grad()
