@@ -12,6 +12,7 @@ from launch.tokenize import parse
 from launch.tokenize_options import TokenizeArgs
 from launch.train import TrainCommand
 from tokenization.alignment import Alignment
+from tokenization.co_clicks import CoClicks
 from tokenization.combinations import MEM_KINDS
 from tokenization.representation import Representation
 from tokenization.tokenizers import CONFIGS
@@ -38,6 +39,7 @@ def test_options_exist():
 
     known = options(EmbedArgs) | options(TokenizeArgs) | options(TrainCommand)
     known |= options(Alignment, "alignment.") | options(Representation, "tuning.")
+    known |= options(CoClicks, "co-clicks.")
     for config in CONFIGS.values():
         known |= options(config, "tokenizer.")
     for config in MEM_KINDS.values():
