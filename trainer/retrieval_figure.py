@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from trainer.figure_style import MARKERS, PALETTE, Report, Styles, legend_below
@@ -19,14 +22,7 @@ def retrieval(report: Report, styles: Styles) -> Figure | None:
     rows = [row for row in found["rows"] if row["metrics"].get(metric, {}).get("value") is not None]
     if not rows:  # e.g. no gap where one class leaves no AUC
         return None
-    taken = {styles[row["name"]][0] for row in rows if row["name"] in styles}
-    colors = [color for color in reversed(PALETTE) if color not in taken] or PALETTE
-    style_of = {
-        row["name"]: styles.get(
-            row["name"], (colors[number % len(colors)], MARKERS[number % len(MARKERS)])
-        )
-        for number, row in enumerate(rows)
-    }
+    style_of = row_styles([row["name"] for row in rows], styles)
     figure = Figure(figsize=(12, 2.2 + 0.36 * len(rows)), layout="constrained")
     whole, parts = figure.subplots(1, 2)
     for place, row in enumerate(reversed(rows)):
@@ -63,3 +59,16 @@ def retrieval(report: Report, styles: Styles) -> Figure | None:
     parts.set_title(f"{of_parts} by {found['bucketing']}")
     legend_below(figure, parts, len(rows))
     return figure
+
+
+def row_styles(names: Sequence[str], styles: Styles) -> Styles:
+    """Colour and marker of each row: those of the report, or a pair that no other row has."""
+    taken = {styles[name][0] for name in names if name in styles}
+    colors = [color for color in reversed(PALETTE) if color not in taken] or PALETTE
+    free = itertools.cycle(
+        (color, MARKERS[(place + turn) % len(MARKERS)])
+        for turn in range(len(MARKERS))  # where colours come again, they come with other markers
+        for place, color in enumerate(colors)
+        if (color, MARKERS[(place + turn) % len(MARKERS)]) not in styles.values()
+    )
+    return {name: styles[name] if name in styles else next(free) for name in names}

@@ -13,9 +13,11 @@ from trainer.comparison import Comparison
 from trainer.data.ragged import Ragged
 from trainer.data.schema import RowRange
 from trainer.evaluation import EvaluationSplit
+from trainer.figure_style import PALETTE
 from trainer.metrics import auc
 from trainer.report import ReportRow, RowRun, build_report, print_report, render_html, write_report
 from trainer.retrieval_figure import retrieval as draw_retrieval
+from trainer.retrieval_figure import row_styles
 from trainer.retrieval_report import describe_retrieval, gain_of, retrieval_table
 from trainer.retrieval_study import (
     LENGTHS,
@@ -249,3 +251,12 @@ def test_rows_that_are_not_there_are_refused():
             rows=smoke.rows,
             retrieval=RetrievalStudy(reference="DIG", retrievers=(Named("DIG"),)),
         )
+
+
+@pytest.mark.parametrize("num_models", [0, 1, 2, 8])
+def test_no_two_rows_look_alike(num_models):
+    models = {f"model {number}": (PALETTE[number], "o") for number in range(num_models)}
+    names = [*(f"retriever {number}" for number in range(20)), *models]
+    found = row_styles(names, models)
+    assert {name: found[name] for name in models} == models
+    assert len(set(found.values())) == len(names)
