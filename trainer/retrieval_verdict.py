@@ -109,24 +109,30 @@ def _beside_free(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _for_few_impressions(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The users of least activity, where a row's interval leaves 0."""
+    """The users of least activity: rows whose interval leaves 0, side by side."""
     reference, metric = retrieval["reference"], retrieval["metric"]
+    of_users = retrieval["bucketing"].removesuffix(" of the user")
     findings = []
     own = next(row for row in retrieval["rows"] if row["name"] == reference)
     for bucket in [one["bucket"] for one in own["buckets"]][:LOWEST_BUCKETS]:
+        rows: dict[str, list[str]] = {"better": [], "worse": []}
+        num_cases = 0
         for pair in retrieval["bucket_pairs"]:
             if (pair["bucket"], pair["metric"]) != (bucket, metric) or pair["cases"] < MIN_CASES:
                 continue
             if pair["difference"] is None or None in pair["ci"]:
                 continue
-            gain = Gain(pair["difference"], *pair["ci"])
-            if gain.kind != "unclear":
+            gain, num_cases = Gain(pair["difference"], *pair["ci"]), pair["cases"]
+            if gain.kind in rows:
+                interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
+                rows[gain.kind].append(f"{pair['a']} {gain.value:+.4f} ({interval})")
+        for kind, word in (("better", "above"), ("worse", "below")):
+            if rows[kind]:
                 text = (
-                    f"Users with {bucket} {retrieval['bucketing'].removesuffix(' of the user')}: "
-                    f"{pair['a']} {gain.value:+.4f} in {metric} to {reference}, 95 % interval "
-                    f"{gain.low:+.4f} to {gain.high:+.4f} ({pair['cases']:,} cases)."
+                    f"Users with {bucket} {of_users} ({num_cases:,} cases), {word} {reference} in "
+                    f"{metric}, with 95 % intervals: {', '.join(rows[kind])}."
                 )
-                findings.append({"kind": gain.kind, "text": text})
+                findings.append({"kind": kind, "text": text})
     return findings
 
 

@@ -253,6 +253,17 @@ def test_rows_that_are_not_there_are_refused():
         )
 
 
+def test_each_bucket_of_few_impressions_has_one_line_above_and_one_below(report):
+    found = [one for one in report["verdict"]["findings"] if one["text"].startswith("Users with")]
+    pairs = [p for p in report["retrieval"]["bucket_pairs"] if p["metric"] == "recall@10"]
+    for word, kind, title in (("above", "better", "strong"), ("below", "worse", "weak")):
+        (line,) = (one for one in found if one["kind"] == kind and "1-60 " in one["text"])
+        (pair,) = (p for p in pairs if p["bucket"] == "1-60" and p["a"] == title)
+        low, high = pair["ci"]
+        assert f"({pair['cases']:,} cases), {word} DIG in recall@10" in line["text"]
+        assert f"{title} {pair['difference']:+.4f} ({low:+.4f} to {high:+.4f})" in line["text"]
+
+
 @pytest.mark.parametrize("num_models", [0, 1, 2, 8])
 def test_no_two_rows_look_alike(num_models):
     models = {f"model {number}": (PALETTE[number], "o") for number in range(num_models)}
