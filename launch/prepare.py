@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tokenization.alignment import Alignment
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment, TokensConfig
 from trainer.modules.learned_tokens import CoClickItemsConfig, LearnedTokensConfig
-from trainer.run_inputs import check_embeddings, load_tokens
+from trainer.run_inputs import check_item_embeddings, load_tokens
 from trainer.sasrec_tokens import SASRecTokensConfig
 
 
@@ -31,7 +32,7 @@ def prepare(experiment: Experiment, console: Console) -> None:
     item = experiment.model.item
     if isinstance(item, LearnedTokensConfig):
         _embed_items(experiment, item, dataset, console)
-        check_embeddings(item, experiment, dataset)
+        check_item_embeddings(item, experiment, dataset)
         return
     config = experiment.tokenizer
     if config is not None and not config.folder.exists():
@@ -160,6 +161,9 @@ def _embed_with_clicks(
     words = " ".join(
         f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None
     )
+    if arguments.co_click_log is not None:
+        for name, value in asdict(arguments.co_clicks).items():
+            words += f" --co-clicks.{name.replace('_', '-')} {value}"
     _show(f"farewell embed {words}", console)
     embed(arguments)
 

@@ -76,7 +76,9 @@ def _check_known_rows(
         )
 
 
-def check_embeddings(item: LearnedTokensConfig, experiment: Experiment, dataset: Dataset) -> None:
+def check_item_embeddings(
+    item: LearnedTokensConfig, experiment: Experiment, dataset: Dataset
+) -> None:
     """Check what the embeddings of a model that learns its tokens were made of.
 
     Raises:
@@ -161,8 +163,9 @@ def catalogue(experiment: Experiment, dataset: Dataset) -> StaticFeatures | None
     item = experiment.model.item
     if not isinstance(item, LearnedTokensConfig):
         return None
-    check_embeddings(item, experiment, dataset)
-    return read_static_features(dataset, item)
+    found = read_static_features(dataset, item)
+    check_item_embeddings(item, experiment, dataset)
+    return found
 
 
 def _residual_ids(experiment: Experiment, dataset: Dataset) -> Ragged:

@@ -71,7 +71,7 @@ def test_training_rows_alone_are_read_and_the_command_shown_makes_the_same(exper
     words = shlex.split(
         shown.replace("$ farewell embed", "").replace(str(item.embeddings), str(again))
     )
-    embed_main([*words, "--co-clicks.dim", "16"])
+    embed_main(words)
     np.testing.assert_array_equal(EmbeddingTable.load(again).embeddings, table.embeddings)
     assert not prepared(experiment)  # nothing is missing any more
 
