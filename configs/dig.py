@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from configs import datasets, dig_studies
 from configs.datasets import Source
+from configs.dig_baselines import LONG_TRAINING
 from configs.dig_studies import DigLog
 from configs.id_vs_tokens import SYNTHETIC_ORACLE
 from configs.recipe import ID_DROPOUT, feature_tables
@@ -142,7 +143,7 @@ def movielens1m_log() -> DigLog:
         experiment=movielens1m(),
         name="movielens1m",
         cases_per_user=5,
-        training=dig_studies.LONG_TRAINING,
+        training=LONG_TRAINING,
         num_cycles=2,
     )
 
@@ -153,7 +154,7 @@ def movielens1m_last_click_log() -> DigLog:
         experiment=movielens1m_last_click(),
         name="movielens1m_last_click",
         leave_out_history=True,
-        training=dig_studies.LONG_TRAINING,
+        training=LONG_TRAINING,
         num_cycles=2,
     )
 

@@ -11,6 +11,7 @@ docs/public_logs.md tells how to get the files.
 from __future__ import annotations
 
 from configs import datasets, dig, dig_studies
+from configs.dig_baselines import LONG_TRAINING
 from configs.dig_studies import DigLog
 from trainer.comparison import Comparison
 from trainer.data.static_features import static_dense, static_fields
@@ -52,7 +53,7 @@ def kuairec_big_log() -> DigLog:
     return DigLog(
         experiment=kuairec_big(),
         name="kuairec_big",
-        training=dig_studies.LONG_TRAINING,
+        training=LONG_TRAINING,
         num_cycles=2,
     )
 
@@ -62,7 +63,7 @@ def kuairec_small_log() -> DigLog:
     return DigLog(
         experiment=kuairec_small(),
         name="kuairec_small",
-        training=dig_studies.LONG_TRAINING,
+        training=LONG_TRAINING,
         num_cycles=2,
     )
 

@@ -11,36 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from configs.dig_baselines import FREE, TRAINING, retrievers
 from tokenization.co_clicks import CoClicks
-from tokenization.das import DAS
-from tokenization.dos import DOS
-from tokenization.letter import LETTER
-from tokenization.rq_kmeans import RQKMeans
-from tokenization.rq_vae import RQVAE
-from tokenization.sasrec import SASRec
 from trainer.baselines.bias import BiasBaseline
 from trainer.baselines.boosted_trees import BoostedTreesBaseline
-from trainer.baselines.popularity import PopularityConfig
-from trainer.baselines.sasrec_retriever import SASRecRetrieverConfig
-from trainer.baselines.transition_counts import TransitionCountsConfig
 from trainer.comparison import ComparedRow, Comparison, PaperGain, Study, Sweep
 from trainer.experiment import Experiment
-from trainer.generative_retrieval.etegrec import ETEGRecConfig
-from trainer.generative_retrieval.generator import GeneratorConfig
-from trainer.generative_retrieval.retriever_configs import (
-    CoClickGenerativeConfig,
-    GenerativeConfig,
-    JointGenerativeConfig,
-)
 from trainer.generative_retrieval.training import GeneratorTraining
 from trainer.models.dig_config import DigModelConfig
 from trainer.modules.learned_tokens import CoClickItemsConfig
-from trainer.retrieval_study import RetrievalStudy, RetrieverConfig
+from trainer.retrieval_study import RetrievalStudy
 
 DIG = "DIG"
 CO_CLICKS = "DIG on co-clicks"
 RANK_ONLY = "rank only"
-TRM = "TRM"
 FIXED = "fixed SIDs"
 NO_STATISTIC = "without training-side u2i"
 NO_MLP = "without MLP_u2t"
@@ -78,13 +62,6 @@ OF_MEAN = {DIG: {"recall@10": 0.0019}, MEAN: {"recall@10": 0.0015}}
 """DIG's Ablation 3, on Taobao."""
 OF_LEVELS = {DIG: {"recall@10": 0.0019}, LAST_LEVEL: {"recall@10": 0.0019 * (1 - 0.184)}}
 """DIG's Ablation 4, on Taobao."""
-
-GENERATOR = GeneratorConfig(dim=64, num_layers=2)
-TRAINING = GeneratorTraining(num_epochs=24, learning_rate=3e-3, check_every=2, patience=4)
-"""Of all generative rows: 24 epochs, the best of the looks at the validation cases, two epochs
-apart; fewer where four looks in a row find no better recall."""
-LONG_TRAINING = replace(TRAINING, num_epochs=10)
-"""The same for logs with long sequences, whose epochs are as much as three of Amazon Beauty's."""
 
 OTHER_LOGS = "The paper's values are of other logs; only the order of rows can carry over."
 ONE_ANSWER = (
@@ -124,6 +101,11 @@ class DigLog:
         assert isinstance(found, DigModelConfig)
         return found
 
+    @property
+    def click_vectors(self) -> CoClicks:
+        """Vectors of what is clicked together."""
+        return CoClicks(dim=16 if self.small else 128)
+
     def variant(self, name: str, **changes: Any) -> Experiment:
         """DIG with other settings of its model."""
         return replace(self.experiment, name=name, model=replace(self.model, **changes))
@@ -140,7 +122,7 @@ class DigLog:
 
     def co_clicks(self) -> Experiment | None:
         """With co-click vectors beside the texts, as TRM has them; None for items without texts."""
-        item, of_clicks = self.model.item, CoClicks(dim=16 if self.small else 128)
+        item, of_clicks = self.model.item, self.click_vectors
         if not item.text_dim:
             return None
         settings = {one.name: getattr(item, one.name) for one in fields(item)}
@@ -193,58 +175,6 @@ class DigLog:
         )
 
 
-def retrievers(log: DigLog) -> tuple[RetrieverConfig, ...]:
-    """What is free, SASRec, the paper's baselines, and TRM's gen-tokens; all with DIG's codes."""
-    item = log.model.item
-    shape: dict[str, Any] = {"num_levels": item.num_levels, "num_codes": item.num_codes}
-    network, generator, training = SASRec(num_epochs=100), GENERATOR, log.training
-    behaviour = SASRec()
-    joint = ETEGRecConfig(tokenizer=RQVAE(**shape), num_cycles=log.num_cycles)
-    co_click_dim = 128
-    if log.small:
-        co_click_dim = 16
-        shape |= {"hidden": (32,), "latent_dim": 16, "num_epochs": 3}
-        network = SASRec(dim=16, num_layers=1, num_epochs=2)
-        behaviour = SASRec(dim=16, num_layers=1, num_epochs=2)
-        generator = GeneratorConfig(dim=16, num_layers=1, num_heads=2, max_items=10)
-        training = GeneratorTraining(num_epochs=2, check_every=2)
-        joint = ETEGRecConfig(
-            tokenizer=RQVAE(**shape), sasrec=behaviour, num_cycles=1, cycle_epochs=2
-        )
-    collaborative = {**shape, "collaborative_dim": behaviour.dim}
-    tokenizers = {
-        "TIGER": RQVAE(**shape),
-        "LETTER": LETTER(**collaborative),
-        "DAS": DAS(**collaborative),
-        "DOS": DOS(**collaborative),
-    }
-    return (
-        PopularityConfig(),
-        TransitionCountsConfig(),
-        SASRecRetrieverConfig(sasrec=network),
-        *(
-            GenerativeConfig(
-                title=title,
-                tokenizer=tokenizer,
-                content=item,
-                sasrec=behaviour,
-                generator=generator,
-                training=training,
-            )
-            for title, tokenizer in tokenizers.items()
-        ),
-        JointGenerativeConfig(joint=joint, generator=generator, training=training),
-        CoClickGenerativeConfig(
-            title=TRM,
-            tokenizer=RQKMeans(num_levels=item.num_levels, num_codes=item.num_codes),
-            content=item,
-            dim=co_click_dim,
-            generator=generator,
-            training=training,
-        ),
-    )
-
-
 def main(log: DigLog) -> Comparison:
     """Table 2: DIG beside what is free, SASRec and generative retrievers."""
     rows: dict[str, Experiment] = {DIG: log.experiment}
@@ -266,8 +196,14 @@ def main(log: DigLog) -> Comparison:
             notes=notes,
         ),
         retrieval=log.retrieval(
-            retrievers=retrievers(log),
-            free=(PopularityConfig().title, TransitionCountsConfig().title),
+            retrievers=retrievers(
+                log.model.item,
+                training=log.training,
+                num_cycles=log.num_cycles,
+                co_clicks=log.click_vectors,
+                small=log.small,
+            ),
+            free=FREE,
             published=KUAIREC_SMALL,
         ),
     )
