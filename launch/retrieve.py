@@ -92,6 +92,8 @@ def retrieve(command: RetrieveCommand, console: Console) -> None:
         command.experiment, command.folder, command.retrieval, command.checkpoint
     )
     console.print(f"checkpoint of step {model.chosen.step} ({model.chosen.why})", markup=False)
+    if model.index_changes is not None:
+        console.print(f"index brought up to date: {model.index_changes}")
     if command.users is not None:
         assert command.out is not None
         with console.status(f"retrieving for {command.users}"):

@@ -23,6 +23,7 @@ from tokenization.base import check_codes
 from trainer.generation import TupleTrie
 
 _ARRAYS, _MANIFEST = "index.safetensors", "index.json"
+_REMEDY = "remove the folder and `farewell retrieve` makes it anew, or name another with --index"
 
 
 class IndexMismatchError(ValueError):
@@ -88,17 +89,14 @@ class ItemIndex:
         at = order[np.arange(len(of)) + np.repeat(starts[leaves] - begin, number)]
         return torch.from_numpy(of).to(leaf_M.device), torch.from_numpy(at).to(leaf_M.device)
 
-    def with_items(self, item_ids: NDArray[np.integer], codes: NDArray[np.integer]) -> ItemIndex:
-        """The index with further items, encoded by the same tokenizer; nothing is trained.
-
-        Raises:
-            ValueError: for an item that is there already.
-        """
-        return ItemIndex(
-            np.concatenate([self.item_ids, item_ids.astype(np.int64)]),
-            np.concatenate([self.codes, codes.astype(np.int32)]),
-            self.num_codes,
-            self.tokens,
+    def changes_since(self, before: ItemIndex) -> str:
+        """In words, which items came, went, or have another SID than in an earlier index."""
+        stays = np.isin(before.item_ids, self.item_ids)
+        came = ~np.isin(self.item_ids, before.item_ids)
+        old, new = (np.argsort(ids) for ids in (before.item_ids[stays], self.item_ids[~came]))
+        moved = (before.codes[stays][old] != self.codes[~came][new]).any(axis=1)
+        return (
+            f"{came.sum():,} items new, {(~stays).sum():,} gone, {moved.sum():,} with another SID"
         )
 
     @property
@@ -146,17 +144,16 @@ class ItemIndex:
             )
         except Exception as error:
             raise IndexMismatchError(
-                f"{folder}: expected an index of SIDs, found {error}; make it again with "
-                "`farewell retrieve`"
+                f"{folder}: expected an index of SIDs, found {error}; {_REMEDY}"
             ) from error
         if index.fingerprint != manifest["fingerprint"]:
             raise IndexMismatchError(
                 f"{folder}: expected content of fingerprint {manifest['fingerprint'][:12]}, found "
-                f"{index.fingerprint[:12]}; the files are damaged, make them again"
+                f"{index.fingerprint[:12]}; the files are damaged, {_REMEDY}"
             )
         if tokens is not None and tokens != index.tokens:
             raise IndexMismatchError(
                 f"{folder}: its SIDs are of tokenizer {index.tokens[:12]}, but the model's is "
-                f"{tokens[:12]}; make the index again from this model's checkpoint"
+                f"{tokens[:12]}; {_REMEDY}"
             )
         return index

@@ -51,8 +51,8 @@ class Retrieval:
         width: beams.
         top: items that are kept.
         free: search all SIDs, not only those that exist.
-        index: folder of the index; made from the checkpoint where it is missing, extended by items
-            of items.parquet that it lacks. None for `index` in the run folder.
+        index: folder of the index; made from the checkpoint where it is missing, and kept up to
+            date with items.parquet. None for `index` in the run folder.
     """
 
     width: int = 50
@@ -80,6 +80,9 @@ class TrainedRetriever:
         options: see :class:`Retrieval`.
         checkpoint: which one, see :func:`~trainer.checkpoint_choice.choose`.
 
+    Attributes:
+        index_changes: what items.parquet did to the index on the disk, in words; None for nothing.
+
     Raises:
         CheckpointError: when there is no such checkpoint, or it is of other settings.
         IndexMismatchError: when the index is damaged or of another tokenizer.
@@ -104,6 +107,7 @@ class TrainedRetriever:
         self.trainer.parallel.model.eval()
         self.network = network
         self.sparse = unwrapped(self.trainer.parallel.model).sparse
+        self.index_changes: str | None = None
         index = self._index(options.index or folder / "index")
         self.retriever = DigRetriever(
             network,
@@ -114,16 +118,14 @@ class TrainedRetriever:
         )
 
     def _index(self, folder: Path) -> ItemIndex:
-        """The index on the disk, up to date with items.parquet."""
-        fresh = build_index(self.network, self.trainer.dataset.item_ids)
-        if not folder.exists():
-            fresh.save(folder)
-            return fresh
-        index = ItemIndex.load(folder, tokens=tokens_fingerprint(self.network))
-        is_new = ~np.isin(fresh.item_ids, index.item_ids)
-        if is_new.any():
-            index = index.with_items(fresh.item_ids[is_new], fresh.codes[is_new])
-            index.save(folder)
+        """The index of items.parquet; the one on the disk is made, or brought up to date."""
+        index = build_index(self.network, self.trainer.dataset.item_ids)
+        if folder.exists():
+            before = ItemIndex.load(folder, tokens=index.tokens)
+            if before.fingerprint == index.fingerprint:
+                return index
+            self.index_changes = index.changes_since(before)
+        index.save(folder)
         return index
 
     def _batches(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from trainer.data.schema import RowRange
 from trainer.distributed import stop_ranks
@@ -21,19 +21,39 @@ def train_smoke(experiment: Experiment, folder: Path) -> None:
     stop_ranks()
 
 
-def answer(experiment: Experiment, folder: Path, users: Path, index: Path | None = None) -> None:
-    """Answer requests with and without cross features, and measure some rows."""
-    model = TrainedRetriever(experiment, folder, Retrieval(width=20, top=5, index=index))
-    plain = folder / "items.parquet"
-    model.for_requests(users, plain)
-    first = pq.read_table(plain).slice(0, 1)
-    schema = model.trainer.dataset.schema
-    pairs = {"request": first["request"], "item_id": first["item_id"]}
-    for at in model.network.types.cross_dense:
-        pairs[schema.dense_features[at].name] = pa.array([3.0])
-    pq.write_table(pa.table(pairs), folder / "pairs.parquet")
-    model.for_requests(users, folder / "items_cross.parquet", folder / "pairs.parquet")
-    rows = model.trainer.splits.test
-    found = model.measure(RowRange(rows.start, min(rows.start + 300, rows.stop)))
-    (folder / "measured.json").write_text(json.dumps(found))
+def answer(
+    experiment: Experiment,
+    run: Path,
+    users: Path,
+    out: Path,
+    options: Retrieval,
+    cross: Path | None = None,
+) -> None:
+    """Answer requests."""
+    TrainedRetriever(experiment, run, options).for_requests(users, out, cross)
+    stop_ranks()
+
+
+def measure(experiment: Experiment, run: Path, rows: RowRange, folder: Path) -> None:
+    """Measure rows, and keep the lists and scores that they were measured by."""
+    model = TrainedRetriever(experiment, run, Retrieval(width=20, top=5))
+    (folder / "measured.json").write_text(json.dumps(model.measure(rows)))
+    model.retrieve_rows(rows, np.arange(rows.start, rows.stop)).save(folder / "part.npz")
+    stop_ranks()
+
+
+def refusals(
+    experiment: Experiment, run: Path, files: Mapping[str, tuple[Path, Path | None]], out: Path
+) -> None:
+    """What is said of each pair of files (requests, pairs), and what was left behind."""
+    model = TrainedRetriever(experiment, run, Retrieval(width=5, top=2))
+    said = {}
+    for name, (users, cross) in files.items():
+        try:
+            model.for_requests(users, out.parent / "never.parquet", cross)
+            said[name] = "nothing"
+        except ValueError as error:
+            said[name] = str(error)
+    said["left behind"] = sorted(path.name for path in out.parent.glob("*never*"))
+    out.write_text(json.dumps(said))
     stop_ranks()

@@ -1,5 +1,6 @@
 """Beam search by prefixes' own scores against trying every SID, and the index behind it."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -106,23 +107,39 @@ def test_index_gives_the_items_of_a_leaf():
     assert made.codes[position[2]].tolist() == [3, 0, 0]
 
 
-def test_index_saves_loads_and_takes_new_items(tmp_path):
+def test_index_saves_and_loads(tmp_path):
     index().save(tmp_path / "index")
     loaded = ItemIndex.load(tmp_path / "index", tokens="abc")
     assert loaded.fingerprint == index().fingerprint
-    more = loaded.with_items(np.array([99]), np.array([[1, 1, 1]]))
-    _, position = more.positions(torch.tensor([more.trie.num_nodes[-1] - 4]))
-    assert more.item_ids[position.numpy()].tolist() == [99]
-    assert more.fingerprint != loaded.fingerprint
-    more.save(tmp_path / "index")
-    assert len(ItemIndex.load(tmp_path / "index").item_ids) == 8
+    assert loaded.item_ids.tolist() == index().item_ids.tolist()
+    assert (loaded.codes == CODES).all()
+    longer = ItemIndex(
+        np.append(loaded.item_ids, 99), np.append(loaded.codes, [[1, 1, 1]], 0), 4, "abc"
+    )
+    assert longer.fingerprint != loaded.fingerprint
+    longer.save(tmp_path / "index")
+    again = ItemIndex.load(tmp_path / "index")
+    _, position = again.positions(torch.tensor([again.trie.num_nodes[-1] - 4]))
+    assert again.item_ids[position.numpy()].tolist() == [99]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_index_holds_each_item_once():
     with pytest.raises(ValueError, match="twice"):
-        more.with_items(np.array([99]), np.array([[1, 1, 2]]))
+        ItemIndex(np.array([1, 2, 1]), CODES[:3].astype(np.int32), 4, "abc")
+
+
+def test_index_tells_what_changed():
+    before, codes = index(), CODES[[6, 1, 2, 5, 3, 4]].astype(np.int32)
+    after = ItemIndex(np.array([16, 11, 12, 13, 14, 99]), codes, 4, "abc")
+    # 13 has the codes of 15, 14 those of 13; 10 and 15 are gone, 99 came.
+    assert after.changes_since(before) == "1 items new, 2 gone, 2 with another SID"
+    assert before.changes_since(index()) == "0 items new, 0 gone, 0 with another SID"
 
 
 def test_index_of_other_tokens_or_damaged_is_refused(tmp_path):
     index().save(tmp_path / "index")
-    with pytest.raises(IndexMismatchError, match="tokenizer abc"):
+    with pytest.raises(IndexMismatchError, match=r"tokenizer abc.*remove the folder"):
         ItemIndex.load(tmp_path / "index", tokens="xyz")
     path = tmp_path / "index" / "index.safetensors"
     content = bytearray(path.read_bytes())
@@ -215,9 +232,16 @@ def test_parts_of_a_large_search_give_the_same(trained, monkeypatch, scored):
         torch.testing.assert_close(scorer.score(0, scorer.start(), parent, code), whole)
 
 
-def test_fingerprint_follows_encoder_and_codebooks(trained):
-    model = trained[0]
-    before = tokens_fingerprint(model.network)
-    model.network.quantizer.codebooks_LKD[0, 0, 0] += 1
-    assert tokens_fingerprint(model.network) != before
-    model.network.quantizer.codebooks_LKD[0, 0, 0] -= 1
+@pytest.mark.parametrize("part", ["encoder", "standardization", "codebooks", "mixer"])
+def test_fingerprint_follows_what_decides_sids_alone(trained, part):
+    network = copy.deepcopy(trained[0].network)
+    changed = {
+        "encoder": next(network.encoder.parameters()),
+        "standardization": network.encoder.text_mean_E,
+        "codebooks": network.quantizer.codebooks_LKD,
+        "mixer": next(network.tower.parameters()),
+    }[part]
+    with torch.no_grad():
+        changed.flatten()[0] += 1
+    is_same = tokens_fingerprint(network) == tokens_fingerprint(trained[0].network)
+    assert is_same == (part == "mixer")
