@@ -1,8 +1,8 @@
 """Cells: one trained experiment and seed each, shared by every study that asks for the same.
 
 A cell's folder is named after everything that decides its result: the experiment without its
-name, its tokens and its log. Studies that hold equal experiments read one cell, and a finished
-cell is not run again.
+name, its tokens or item embeddings, and its log. Studies that hold equal experiments read one cell,
+and a finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,23 @@ from rich.console import Console
 from launch.ranks import run_on_ranks
 from trainer.experiment import Experiment
 from trainer.loop import train
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.run_folder import RunFolder
 from trainer.run_inputs import load_tokens
 
 CELLS = Path("runs/cells")
+
+
+def item_embeddings_digest(item: object) -> bytes:
+    """Of the file of item embeddings that a model's items, or a retriever's content, are read from.
+
+    Empty for items of another kind, and where there is no such file (yet).
+    """
+    path = item.embeddings if isinstance(item, LearnedTokensConfig) else None
+    if path is None or not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,7 @@ class Cells:
         digest = hashlib.sha256(experiment.fingerprint.encode())
         tokens = load_tokens(experiment)
         digest.update(tokens.fingerprint.encode() if tokens is not None else b"")
+        digest.update(item_embeddings_digest(experiment.model.item))
         manifest = experiment.data.folder / "manifest.json"
         digest.update(manifest.read_bytes() if manifest.exists() else b"")
         name = f"{experiment.data.folder.name}_{experiment.name}_seed{experiment.train.seed}"

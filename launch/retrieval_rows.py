@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from launch.cells import item_embeddings_digest
 from launch.fitted_retrievers import FittedRetriever, fit_missing
 from launch.ranks import run_on_ranks
 from trainer.baselines.retriever import without_known
@@ -118,7 +119,8 @@ class RetrievalRows:
         for config in self.study.retrievers:
             for seed in seeds:
                 name = re.sub(r"\W+", "_", config.title.lower())
-                key = _digest(repr(config), seed, *decisive)
+                content = item_embeddings_digest(getattr(config, "content", None))
+                key = _digest(repr(config), seed, *decisive, content)
                 folder = self.cells / f"{self.dataset.folder.name}_{name}_seed{seed}_{key}"
                 fitted.append(FittedRetriever(config=config, seed=seed, folder=folder))
         fit_missing(

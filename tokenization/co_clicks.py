@@ -47,12 +47,12 @@ class CoClicks:
             raise ValueError(f"content_weight is {self.content_weight}, expected above 0")
 
     def mine(self, log: ClickLog) -> Pairs:
-        """Return the pairs of a log, single ones too.
+        """Return every pair of a log, single ones too.
 
         Raises:
             ValueError: see `mine_co_clicks`.
         """
-        return mine_co_clicks(log, window=self.window, min_count=1)
+        return mine_co_clicks(log, window=self.window, min_count=1, max_pairs=None)
 
     def beside(
         self, embeddings: NDArray[np.floating], item_ids: NDArray[np.integer], pairs: Pairs

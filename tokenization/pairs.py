@@ -129,7 +129,7 @@ class Pairs:
 
 
 def mine_co_clicks(
-    log: ClickLog, *, window: int = 5, min_count: int = 2, max_pairs: int = 2_000_000
+    log: ClickLog, *, window: int = 5, min_count: int = 2, max_pairs: int | None = 2_000_000
 ) -> Pairs:
     """Return item-item pairs that the same users clicked close to one another.
 
@@ -141,13 +141,15 @@ def mine_co_clicks(
         log: of clicks, in time order.
         window: clicks that lie between two of a pair at most, plus one.
         min_count: occurrences that a pair needs.
-        max_pairs: best pairs that are kept; the paper takes two million.
+        max_pairs: best pairs that are kept, None for all; the paper takes two million.
 
     Raises:
         ValueError: see `ClickLog.open`; no pair.
     """
-    for name, value in (("window", window), ("min_count", min_count), ("max_pairs", max_pairs)):
+    for name, value in (("window", window), ("min_count", min_count)):
         check_at_least(value, 1, name=name)
+    if max_pairs is not None:
+        check_at_least(max_pairs, 1, name="max_pairs")
     num_groups = -(-log.num_rows // _GROUP_ROWS)
     keys = np.zeros(0, dtype=np.int64)
     counts = np.zeros(0, dtype=np.int64)

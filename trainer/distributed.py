@@ -74,10 +74,10 @@ class Ranks:
         dist.barrier()
 
 
-def pick_device(local_rank: int = 0) -> torch.device:
-    """The CUDA device of this local rank where there is one, else the CPU."""
+def pick_device() -> torch.device:
+    """The CUDA device of this process's local rank where there is one, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
@@ -102,7 +102,7 @@ def start_ranks(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
         alone = ("0", "1", "0", "1", "127.0.0.1", str(port))
         os.environ.update(zip(_ENVIRONMENT, alone, strict=True))
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = pick_device(local_rank)
+    device = pick_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

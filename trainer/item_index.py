@@ -58,10 +58,9 @@ class ItemIndex:
         if len(np.unique(self.item_ids)) < len(self.item_ids):
             raise ValueError("index: expected each item once, found an item twice")
 
-    @cached_property
-    def trie(self) -> TupleTrie:
+    def trie(self, device: torch.device | None = None) -> TupleTrie:
         """The prefixes that exist."""
-        return TupleTrie(self.codes, num_codes=self.num_codes)
+        return TupleTrie(self.codes, num_codes=self.num_codes, device=device)
 
     @cached_property
     def _by_tuple(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

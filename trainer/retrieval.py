@@ -86,6 +86,7 @@ class DigRetriever:
         self.width = width
         self.free = free
         self.e_ND = network.encode_catalogue()
+        self._trie = index.trie(self.e_ND.device)
         self._item_row = torch.from_numpy(item_rows).to(self.e_ND.device)
 
     @torch.no_grad()
@@ -141,7 +142,7 @@ class DigRetriever:
                 num_levels=item.num_levels,
                 num_codes=item.num_codes,
                 width=self.width,
-                trie=None if self.free else self.index.trie,
+                trie=None if self.free else self._trie,
                 device=request.user_BE.device,
             )
 
@@ -165,7 +166,7 @@ class DigRetriever:
         found = self.search(request, items)
         leaf_RW, exists_RW = found.leaf_RW, found.scores_RW > float("-inf")
         if self.free:
-            leaf_RW, exists_RW = existing_leaves(found, self.index.trie)
+            leaf_RW, exists_RW = existing_leaves(found, self._trie)
         beam_M = exists_RW.flatten().nonzero().squeeze(1)
         of, position = self.index.positions(leaf_RW.flatten()[beam_M])
         beam = beam_M[of]

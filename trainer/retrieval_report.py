@@ -181,12 +181,19 @@ def retrieval_table(report: Report) -> ReportTable:
     columns = ["", *(name for _, name in shown)]
     columns += [f"paper {names.get(metric, metric)}"] if has_paper else []
     known = "items of the history left out" if retrieval["leave_out_history"] else "none left out"
+    beams = f"beams of {retrieval['width']} SIDs"
+    if retrieval["leave_out_history"]:
+        beams += (
+            " (models: and one more for each item of the longest history; retrievers of tokens: "
+            "wider where a list stays short)"
+        )
     note = (
         f"{retrieval['cases']:,} positives of {retrieval['users']:,} users (the last "
         f"{retrieval['cases_per_user']} of each), lists over all {retrieval['items']:,} items, "
-        f"{known}; beams of {retrieval['width']} SIDs. R, N: Recall and NDCG in the order of the "
-        "beam search; ranked: R@10 of the same items ranked. 95 % intervals: bootstrap over users. "
-        "gap: AUC of the retrieval path less that of the ranking path, on all rows."
+        f"{known}; {beams}. R, N: Recall and NDCG in the order of the beam search; ranked: R@10 of "
+        "the same items ranked, with what retrieval has for u2t in the place of cross features, "
+        "which a log has of its own pairs alone. 95 % intervals: bootstrap over users. gap: AUC of "
+        "the retrieval path less that of the ranking path, on all rows."
     )
     return ReportTable(title="Retrieval", note=note, columns=tuple(columns), rows=tuple(cells))
 

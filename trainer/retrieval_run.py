@@ -5,9 +5,10 @@ Legend: R requests, K items that are kept.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from trainer.metrics import auc
 from trainer.models.dig import DigNetwork
 from trainer.parallelize import unwrapped
 from trainer.ranked_lists import recall_and_ndcg
-from trainer.retrieval import DigRetriever, build_index, tokens_fingerprint
+from trainer.retrieval import DigRetriever, build_index
 from trainer.retrieval_files import PairFeatures, write_request_log
 from trainer.retrieved_part import RetrievedPart
 from trainer.run import Trainer
@@ -69,6 +70,11 @@ class Retrieval:
         for name in ("width", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        if self.width < self.top:
+            raise ValueError(
+                f"--width is {self.width} and --top {self.top}; expected a beam for each item of "
+                "the list, set --width to at least that"
+            )
 
 
 class TrainedRetriever:
@@ -96,7 +102,10 @@ class TrainedRetriever:
         ranks = start_ranks()
         log_to(run.log(ranks.rank))
         self.options = options
-        self.trainer = Trainer(experiment, run, ranks)
+        # Parts of the network are called one by one, which FSDP does not expect; and there is no
+        # other rank to hold a part of it.
+        sharding = replace(experiment.sharding, fsdp_min_parameters=sys.maxsize)
+        self.trainer = Trainer(replace(experiment, sharding=sharding), run, ranks)
         network = self.trainer.parallel.network
         if not isinstance(network, DigNetwork) or not network.config.recall_weight:
             raise ValueError(

@@ -100,7 +100,8 @@ class RetrievalRun:
     Attributes:
         seed: of the run.
         lists_CM: int64 item rows, best first, -1 behind the last.
-        ranked_CM: the same ranked with full cross features; None where there is no ranker.
+        ranked_CM: the same by the ranking path, with what retrieval has for u2t in the place of
+            cross features; None where there is no ranker.
         rank_N, recall_N: scores of the part's rows by both paths of a ranker.
     """
 

@@ -36,11 +36,14 @@ def retrieval_headline(report: Report) -> tuple[str, str]:
         return f"{reference}: {metric} {shown}", question
     difference, name, gain = max(others)
     values = {row["name"]: row["metrics"].get(metric, {}).get("value") for row in retrieval["rows"]}
-    headlines = {
-        "better": f"{name} retrieves better than {reference}",
-        "worse": f"No row retrieves as well as {reference}",
-        "unclear": f"{reference} and {name} can't be told apart in {metric}",
-    }
+    if metric == "gap":
+        better = f"Retrieval keeps up with ranking better in {name} than in {reference}"
+        worse = f"In no row does retrieval keep up with ranking as well as in {reference}"
+    else:
+        better = f"{name} retrieves better than {reference}"
+        worse = f"No row retrieves as well as {reference}"
+    unclear = f"{reference} and {name} can't be told apart in {metric}"
+    headlines = {"better": better, "worse": worse, "unclear": unclear}
     summary = (
         f"{question} {metric}: {name} {values[name]:.4f}, {reference} {values[reference]:.4f}, "
         f"difference {difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}."

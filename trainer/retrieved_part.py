@@ -22,7 +22,8 @@ class RetrievedPart:
     Attributes:
         by_recall_CM: int64 item rows of each list, best first as the beam search finds them; -1
             behind the last.
-        by_rank_CM: the same items ranked (Eq. 17).
+        by_rank_CM: the same items by the ranking path, with what retrieval has for u2t in the place
+            of cross features: the log has these of its own pairs alone.
         rank_N: float64 (N,) probabilities of the main task by the ranking path.
         recall_N: the same by the retrieval path, of each row's own item by its full SID.
     """

@@ -34,6 +34,8 @@ from trainer.run_folder import RunFolder, write_json
 from trainer.run_inputs import (
     FLOPS_BATCH,
     catalogue,
+    check_embeddings_made,
+    embeddings_made,
     item_features,
     last_batch,
     load_tokens,
@@ -43,6 +45,7 @@ from trainer.run_model import build_model, resolve_precision, sid_outcome
 from trainer.scoring import score
 from trainer.step_metrics import StepMetrics
 from trainer.stop import StopNotice, StoppedError
+from trainer.stored_state import StoredState
 from trainer.tracking import TokenUse, Tracker
 from trainer.validation import validation_metrics
 from trainer.warm_start import WarmStart
@@ -148,6 +151,7 @@ class Trainer:
                 self.dataset.schema,
                 self.parallel,
                 sample=last_batch(self.dataset, self.item_features, self.splits.train, FLOPS_BATCH),
+                num_items=self.dataset.num_items,
                 clock=self.clock,
             )
             write_json(
@@ -181,6 +185,7 @@ class Trainer:
             CheckpointError: when it was saved by other settings.
         """
         check_resumable(path, self.experiment, self.tokens)
+        check_embeddings_made(self.experiment.model.item, StoredState(path))
         return load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
 
     def load_chosen(self, which: str) -> ChosenCheckpoint:
@@ -241,6 +246,7 @@ class Trainer:
             state={
                 "experiment": training_fingerprint(self.experiment),
                 "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
+                "item_embeddings": embeddings_made(self.experiment.model.item),
                 "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},

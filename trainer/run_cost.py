@@ -33,6 +33,7 @@ def run_cost(
     parallel: ParallelModel,
     *,
     sample: Batch,
+    num_items: int,
     clock: Clock,
 ) -> dict[str, Any]:
     """Sizes of the model, FLOPs of a step, time and throughput.
@@ -42,6 +43,7 @@ def run_cost(
         schema: of the log.
         parallel: the model on its ranks.
         sample: batch that FLOPs are counted for.
+        num_items: of the catalogue.
         clock: of the run's steps.
     """
     tables = experiment.tables
@@ -51,6 +53,7 @@ def run_cost(
         "num_histories": len(schema.histories),
         "roles": experiment.context_roles,
         "batch": sample,
+        "num_items": num_items,
     }
     return {
         "dense_params": sum(parameter.numel() for parameter in parallel.network.parameters()),

@@ -35,6 +35,7 @@ from trainer.modules.learned_tokens import ITEM_ROW, CoClickItemsConfig, Learned
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.modules.vq_encoder import StaticFeatures
 from trainer.sasrec_tokens import SASRecTokensConfig
+from trainer.stored_state import StoredState
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,31 @@ def check_item_embeddings(
             f"{item.embeddings}: was made with co-clicks {made.get('co_clicks')}, but the "
             f"experiment wants {asdict(item.co_clicks)}; name another file for them in "
             "model.item.embeddings, or delete this one to have it made again"
+        )
+
+
+def embeddings_made(item: object) -> dict[str, Any] | None:
+    """How the embeddings of a model that learns its tokens were made; None without a file of them.
+
+    Without what grows with the log, and may be other when a run goes on.
+    """
+    if not isinstance(item, LearnedTokensConfig) or item.embeddings is None:
+        return None
+    return {name: value for name, value in read_made(item.embeddings).items() if name != "log_rows"}
+
+
+def check_embeddings_made(item: object, checkpoint: StoredState) -> None:
+    """Check that a checkpoint's encoder was trained on embeddings made in the same way.
+
+    Raises:
+        ValueError: naming file, checkpoint and both ways.
+    """
+    stored, now = checkpoint.state.get("item_embeddings"), embeddings_made(item)
+    if stored is not None and now is not None and stored != now:
+        assert isinstance(item, LearnedTokensConfig)
+        raise ValueError(
+            f"{item.embeddings}: made with {now}, but {checkpoint.path} was trained on embeddings "
+            f"made with {stored}; make them again in that way, with `farewell embed`"
         )
 
 

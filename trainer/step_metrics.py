@@ -42,7 +42,7 @@ class StepMetrics:
         self._num_steps = num_steps
         self._use = use
         self._losses: list[float] = []
-        self._parts: dict[str, float] = {}
+        self._parts: dict[str, tuple[float, int]] = {}
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; each is counted when the pipeline takes it."""
@@ -59,7 +59,8 @@ class StepMetrics:
         """
         self._losses.append(loss)
         for name, value in parts.items():
-            self._parts[name] = self._parts.get(name, 0.0) + float(value)
+            total, count = self._parts.get(name, (0.0, 0))
+            self._parts[name] = total + float(value), count + 1
 
     def take(self, step: int, pipeline: RankingPipeline) -> dict[str, float]:
         """Numbers of the steps since the last call; every rank takes part in the sums.
@@ -73,7 +74,7 @@ class StepMetrics:
         seconds = pipeline.take_seconds()
         values = {
             "train/loss": float(np.mean(self._losses)),
-            **self._mean_parts(count),
+            **self._mean_parts(),
             "train/gradient_norm": self._parallel.optimizer.gradient_norm,
             "train/dense_lr": optim.dense_lr * factor,
             "train/sparse_lr": optim.sparse_lr * factor,
@@ -87,10 +88,11 @@ class StepMetrics:
         self._parts.clear()
         return values
 
-    def _mean_parts(self, count: int) -> dict[str, float]:
+    def _mean_parts(self) -> dict[str, float]:
+        """Means over the steps that had each of them, the same steps on every rank."""
         names = sorted(self._parts)
-        sums = self._over_ranks([self._parts[name] for name in names])
-        scale = count * self._ranks.world_size
+        sums = self._over_ranks([self._parts[name][0] / self._parts[name][1] for name in names])
+        scale = self._ranks.world_size
         return {f"train/{name}": total / scale for name, total in zip(names, sums, strict=True)}
 
     def _tower_measures(self) -> dict[str, float]:

@@ -33,6 +33,7 @@ from trainer.checkpoint import (
 from trainer.distributed import Ranks
 from trainer.experiment import Experiment
 from trainer.modules.hybrid_tokens import ITEM_ID
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill_rows, kind_misfit, misfit
 from trainer.state_parts import Box, Part, fused_kernels, parts_of
@@ -196,6 +197,8 @@ class _Choice:
         self._source = source
         self._specs = {table.name: table for table in experiment.tables}
         self._hashed = _hashed_tables(experiment)
+        item = experiment.model.item
+        self._learned = item if isinstance(item, LearnedTokensConfig) else None
         self._same_vocabulary = (
             tokens is not None and source.state.get("vocabulary") == tokens.vocabulary_fingerprint
         )
@@ -207,11 +210,13 @@ class _Choice:
         self._remaps = {
             name: _read_remap(config.remap, table)
             for name, table in self._specs.items()
-            if config.remap is not None and table.role in _TOKEN_ROLES and table.pooling == "none"
+            if config.remap is not None and self._learned is None
+            if table.role in _TOKEN_ROLES and table.pooling == "none"
         }
         if config.remap is not None and not self._remaps:
             raise ValueError(
-                f"warm start: remap is {config.remap}, but the model has no table of tokens"
+                f"warm start: remap is {config.remap}, but the model has no table of "
+                "tokens from an artifact"
             )
 
     def remap(self, part: Part) -> NDArray[np.int64]:
@@ -270,6 +275,18 @@ class _Choice:
             return f"managed by {saved_by} ranks, which rank holds an id depends on their number"
         return None
 
+    def _other_tokens(self) -> str | None:
+        """Why rows of token tables stand for other tokens than they did; None when they do not."""
+        if self._learned is None:
+            why = "its rows stand for other tokens; give the remap of `tokenize --drift-from`"
+            return None if self._same_vocabulary else why
+        # A tokenizer inside the model comes with the network, and its codebooks say what rows mean.
+        stored = self._source.tensors.get("network/quantizer.codebooks_LKD/value")
+        shape = (self._learned.num_levels, self._learned.num_codes, self._learned.dim)
+        if self._config.parts == "all" and stored is not None and stored.shape == shape:
+            return None
+        return "its rows stand for codewords that are not taken over with them"
+
     def _of_table(self, part: Part, stored: StoredTensor, table: TableSpec) -> Taken:
         if (reason := kind_misfit(part, stored)) or stored.shape[1:] != part.shape[1:]:
             return Taken(part.name, "new", reason or misfit(part, stored) or "")
@@ -280,8 +297,7 @@ class _Choice:
             carried = int(((rows >= 0) & (rows < stored.shape[0])).sum())
             why = f"{carried} of {table.rows} rows from {stored.shape[0]}, others their mean"
             return Taken(part.name, "remapped", why)
-        if table.role in _TOKEN_ROLES and not self._same_vocabulary:
-            why = "its rows stand for other tokens; give the remap of `tokenize --drift-from`"
+        if table.role in _TOKEN_ROLES and (why := self._other_tokens()) is not None:
             return Taken(part.name, "new", why)
         if stored.shape == part.shape:
             return Taken(part.name, "taken")

@@ -62,6 +62,7 @@ def dig_experiment(workspace) -> Experiment:
     return replace(
         made,
         data=replace(made.data, folder=workspace / "data" / "smoke", shuffle_rows=2048),
+        model=replace(made.model, track_every=5),
         train=replace(made.train, max_steps=12, precision="fp32", log_every=4),
     )
 

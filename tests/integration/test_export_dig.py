@@ -7,6 +7,9 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
+from tests.integration.rank_processes import run_ranks
+from tests.integration.retrieve_workers import train_smoke
+from tokenization.embedding_table import EmbeddingTable
 from trainer.data.errors import DataError
 from trainer.predictions import Predictions
 from trainer.serving.encoded_items import E_ND
@@ -68,6 +71,49 @@ def test_an_item_that_was_not_encoded_is_refused(exported, log):
     for changed in ({"item_id": 10**12}, {"history": [10**12]}):
         with pytest.raises(DataError, match=r"has encoded, found 1 others, the first 10000000"):
             predictor.score({**request, **changed})
+
+
+@pytest.mark.parametrize("rests", [{"fixed_after": 3}, {"fixed": True}], ids=str)
+def test_a_model_whose_encoder_rests_is_served(rests, dig_experiment, tmp_path):
+    item = replace(dig_experiment.model.item, **rests)
+    experiment = replace(
+        dig_experiment,
+        model=replace(dig_experiment.model, item=item),
+        train=replace(dig_experiment.train, max_steps=5),
+    )
+    run_ranks(train_smoke, 1, experiment, tmp_path / "run")
+    run = TrainedRun.open(tmp_path / "run")
+    dataset = run.dataset()
+    test = dataset.split(run.split).test
+    names = dataset.parts.parts[0].schema.names
+    table = pa.concat_tables(piece.read(names) for piece in dataset.parts.pieces(test))
+    evaluated = Predictions.load(tmp_path / "run" / "predictions_test.parquet").aligned(test)
+    export_run(run, tmp_path / "export", rows="fp32")
+    scores = Predictor.load(tmp_path / "export").score_table(table)
+    for task, expected in evaluated.items():
+        assert np.abs(scores[task] - expected).max() <= TOLERANCE["fp32"]
+
+
+def test_embeddings_made_in_another_way_are_refused(dig_run, tmp_path):
+    run = TrainedRun.open(dig_run)
+    dataset = run.dataset()
+    table = EmbeddingTable(
+        item_ids=dataset.item_ids,
+        embeddings=np.ones((dataset.num_items, run.model.item.text_dim), np.float32),
+        made={"encoder": "minilm", "log_rows": 7},
+    )
+    table.save(tmp_path / "embeddings.parquet")
+    path = str(tmp_path / "embeddings.parquet")
+    item = replace(run.model.item, embedding_column=None, embeddings=path)
+    moved = replace(run, model=replace(run.model, item=item))
+    run.source.state["item_embeddings"] = {"encoder": "minilm"}
+    export_run(moved, tmp_path / "same", rows="fp32")
+    run.source.state["item_embeddings"] = {"encoder": "bge"}
+    with pytest.raises(
+        ValueError, match=r"made with .*minilm.*trained on embeddings made with .*bge"
+    ):
+        export_run(moved, tmp_path / "other", rows="fp32")
+    assert not (tmp_path / "other").exists()
 
 
 def test_text_embeddings_may_be_a_file(dig_run, tmp_path):

@@ -277,7 +277,7 @@ class DigNetwork(RankingNetwork):
         """Logits of the ranking path and, in training, the other losses of Eq. 8.
 
         Args:
-            batch: without its ids.
+            batch: with the rows of its items and the users' ids.
             pooled: embeddings of the pooled features.
             items: every row of the SID embeddings, by feature.
             positive_P: not used; the retrieval samples follow from the labels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from trainer.models.dig import DigNetwork
 from trainer.models.ranking_network import RankingModelConfig, RankingNetwork
@@ -16,6 +16,11 @@ from trainer.modules.token_cross import (
     TokenPredictor,
 )
 from trainer.modules.user_to_token import Scope
+
+_OF_RETRIEVAL = (
+    *("u2t_scope", "impression_u2t", "retrieval_u2t"),
+    *("unclicked_negatives", "last_level_only"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,13 @@ class DigModelConfig(RankingModelConfig):
                 raise ValueError(f"model.{name} is {getattr(self, name)}, expected at least 1")
         if not 0 <= self.cross_share <= 1:
             raise ValueError(f"model.cross_share is {self.cross_share}, expected 0 to 1")
+        of_retrieval = [one for one in fields(self) if one.name in _OF_RETRIEVAL]
+        changed = [one.name for one in of_retrieval if getattr(self, one.name) != one.default]
+        if changed and not self.recall_weight:
+            raise ValueError(
+                f"model.{changed[0]} is {getattr(self, changed[0])}, but recall_weight is 0, so "
+                f"there is no retrieval path for it; leave {', '.join(changed)} out"
+            )
         if self.unclicked_negatives and not self.num_negatives:
             raise ValueError(
                 "model.unclicked_negatives is set, but num_negatives is 0, so there are no "

@@ -85,7 +85,8 @@ class LearnedTokensConfig:
 
     def __post_init__(self) -> None:
         """Check sizes and the source of texts."""
-        for name in ("num_layers", "num_heads", "num_levels", "num_codes", "dead_after"):
+        counts = ("text_fields", "dim", "num_layers", "num_heads", "num_levels", "num_codes")
+        for name in (*counts, "dead_after"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.item.{name} is {getattr(self, name)}, expected at least 1")
         if not self.field_names:
@@ -106,6 +107,11 @@ class LearnedTokensConfig:
                 f"model.item.text_dim is {self.text_dim}, but embeddings is {self.embeddings} and "
                 f"embedding_column {self.embedding_column!r}; name exactly one of the two for "
                 "texts, and neither for text_dim=0"
+            )
+        if self.text_fields > 1 and not self.text_dim:
+            raise ValueError(
+                f"model.item.text_fields is {self.text_fields}, but text_dim is 0, so there are no "
+                "texts; leave text_fields out"
             )
         if self.fixed_after is not None and (self.fixed or self.fixed_after < 1):
             raise ValueError(

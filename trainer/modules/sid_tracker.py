@@ -17,9 +17,9 @@ class SidTracker:
 
     Attributes:
         last: of the last look, float32 scalars: `collision_rate`, the share of items whose SID
-            another item has too; `dead_codes`, codes of all levels that no item has; `drift`, the
-            share of items whose SID is another than at the look before, and `drift_1` to
-            `drift_L`, of those whose code of that level is.
+            another item has too; `dead_codes`, codes of all levels that no item has; and, from the
+            second look on, `drift`, the share of items whose SID is another than at the look
+            before, and `drift_1` to `drift_L`, of those whose code of that level is.
     """
 
     def __init__(self, num_codes: int) -> None:
@@ -33,23 +33,22 @@ class SidTracker:
         Returns:
             `collision_rate`, `dead_codes`, and `drift` since the last look; None without one.
         """
-        is_first = self._codes_NL is None
         self.look(codes_NL)
-        found = {name: float(self.last[name]) for name in ("collision_rate", "dead_codes", "drift")}
-        return {**found, "drift": None} if is_first else dict(found)
+        names = ("collision_rate", "dead_codes", "drift")
+        return {name: float(self.last[name]) if name in self.last else None for name in names}
 
     def look(self, codes_NL: Tensor) -> None:
         """Note the SIDs of all items."""
         used = sum(len(torch.unique(code_N)) for code_N in codes_NL.T)
-        before = codes_NL if self._codes_NL is None else self._codes_NL
-        has_moved_NL = codes_NL != before
         self.last = {
             "collision_rate": collision_rate(codes_NL),
             "dead_codes": torch.tensor(float(codes_NL.shape[1] * self.num_codes - used)),
-            "drift": has_moved_NL.any(dim=1).float().mean(),
         }
-        for level, has_moved_N in enumerate(has_moved_NL.T, start=1):
-            self.last[f"drift_{level}"] = has_moved_N.float().mean()
+        if self._codes_NL is not None:
+            has_moved_NL = codes_NL != self._codes_NL
+            self.last["drift"] = has_moved_NL.any(dim=1).float().mean()
+            for level, has_moved_N in enumerate(has_moved_NL.T, start=1):
+                self.last[f"drift_{level}"] = has_moved_N.float().mean()
         self._codes_NL = codes_NL
 
 

@@ -10,6 +10,7 @@ Legend: N items of the catalogue, M items of a request, D item dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -96,5 +97,8 @@ def keep_ranking_path(network: DigNetwork, e_ND: Tensor | None, num_ids: int) ->
         found = "none" if e_ND is None else tuple(e_ND.shape)
         raise ServingError(f"network.safetensors: {E_ND!r} is {found}, expected {shape}")
     network.add_module("encoder", EncodedItems(*shape))
+    # Items are looked up: there is no encoder left that could learn, or rest.
+    item = replace(network.config.item, fixed=False, fixed_after=None)
+    network.config = replace(network.config, item=item)
     for part in RETRIEVAL_PARTS:
         delattr(network, part)

@@ -1,12 +1,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from configs import dlrm_id
+from configs import dig, dlrm_id
 from launch import cells as cells_module
-from launch.cells import Cells
+from launch.cells import Cells, item_embeddings_digest
+from tokenization.embedding_table import EmbeddingTable
 from trainer.run_folder import RunFolder
 
 
@@ -56,3 +58,21 @@ def test_another_setting_or_another_log_is_another_cell(tmp_path, experiment):
     folders.append(cells.folder(experiment).path)
     assert len(set(folders)) == 3
     assert folders[0].name.startswith("data_dlrm_id_seed0_")
+
+
+def test_other_item_embeddings_are_another_cell(tmp_path):
+    smoke = dig.smoke()
+    path = tmp_path / "item_embeddings.parquet"
+    item = replace(smoke.model.item, embeddings=path, embedding_column=None)
+    experiment = replace(smoke, model=replace(smoke.model, item=item))
+    cells = Cells(root=tmp_path / "cells", ranks=1)
+    folders = []
+    for value in (1.0, 2.0, 1.0):
+        table = EmbeddingTable(
+            item_ids=np.arange(3), embeddings=np.full((3, 32), value, np.float32)
+        )
+        table.save(path)
+        folders.append(cells.folder(experiment).path)
+        other = item_embeddings_digest(item)
+    assert folders[0] == folders[2] != folders[1]
+    assert item_embeddings_digest(None) == b"" != other

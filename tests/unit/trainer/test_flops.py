@@ -1,7 +1,11 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from tests.integration import tiny_dig
 from tests.integration.tiny_model import (
     DIM,
     NUM_CODES,
@@ -101,3 +105,43 @@ def test_generative_objective_is_counted_for_positives_alone(negatives):
     by_hand += 3 * transformer(rows, NUM_LEVELS, 4, 8, 16)
     by_hand += NUM_LEVELS * linear(rows, 8, NUM_CODES)
     assert found == by_hand
+
+
+class Counter(TorchDispatchMode):
+    """FLOPs of what is really computed."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"recall_weight": 0.0}, {"num_negatives": 0}, {"retrieval_u2t": "mean"}, {"fixed": True}],
+    ids=str,
+)
+def test_dig_is_counted_as_a_step_computes(changes):
+    changes = dict(changes)
+    item = replace(tiny_dig.ITEM, fixed=changes.pop("fixed", False))
+    config = replace(tiny_dig.CONFIG, item=item, track_every=1_000, **changes)
+    model = tiny_dig.dig_model(config=config)
+    batch = tiny_dig.batches_of_ranks(1, 24, 1)[0][0]
+    model(batch)  # the first step fits the codebooks and looks at the catalogue
+    rows = model.network.encode_items(batch).row_X
+    with Counter() as counter:
+        model(batch)[0].backward()
+    found = training_flops(
+        config,
+        tables=tiny_dig.tables(item),
+        num_tasks=2,
+        num_histories=tiny_dig.NUM_HISTORIES,
+        batch=batch,
+        roles=tiny_dig.ROLES,
+        num_items=len(rows),
+    )
+    assert found == counter.total

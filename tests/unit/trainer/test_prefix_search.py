@@ -119,7 +119,7 @@ def test_index_saves_and_loads(tmp_path):
     assert longer.fingerprint != loaded.fingerprint
     longer.save(tmp_path / "index")
     again = ItemIndex.load(tmp_path / "index")
-    _, position = again.positions(torch.tensor([again.trie.num_nodes[-1] - 4]))
+    _, position = again.positions(torch.tensor([again.trie().num_nodes[-1] - 4]))
     assert again.item_ids[position.numpy()].tolist() == [99]
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from configs import datasets, migration
+from configs import datasets, dig, migration
 from tests.unit.trainer.stored_checkpoint import whole, write_checkpoint
 from trainer.state_parts import Box, Part
 from trainer.stored_state import StoredState
@@ -99,3 +99,36 @@ def test_smaller_table_is_not_cut(tmp_path, experiment):
     part = Part(f"table/{table.name}/weight", shape, Box.whole(shape), torch.zeros(shape))
     chosen = _Choice(WarmStart(checkpoint=path), experiment, None, StoredState(path), 1)
     assert "fewer than were trained" in chosen.outcome(part).why
+
+
+@pytest.mark.parametrize(
+    ("codebooks", "parts", "outcome"),
+    [
+        ((3, 32, 32), "all", "taken"),
+        ((3, 32, 32), "tables", "new"),
+        ((3, 16, 32), "all", "new"),
+        (None, "all", "new"),
+    ],
+)
+def test_sid_embeddings_are_taken_with_their_codebooks(tmp_path, codebooks, parts, outcome):
+    experiment = dig.smoke()
+    table = next(t for t in experiment.tables if t.role == "gen_token")
+    tensors = {f"table/{table.name}/weight": whole(torch.ones(table.rows, table.dim))}
+    if codebooks is not None:
+        tensors["network/quantizer.codebooks_LKD/value"] = whole(torch.ones(codebooks))
+    path = write_checkpoint(tmp_path / "step_0000000001", tensors)
+    chosen = _Choice(
+        WarmStart(checkpoint=path, parts=parts), experiment, None, StoredState(path), 1
+    )
+    shape = (table.rows, table.dim)
+    part = Part(f"table/{table.name}/weight", shape, Box.whole(shape), torch.zeros(shape))
+    found = chosen.outcome(part)
+    assert found.outcome == outcome
+    assert ("codewords that are not taken over" in found.why) == (outcome == "new")
+
+
+def test_remap_is_refused_where_tokens_are_learned(tmp_path):
+    path = write_checkpoint(tmp_path / "step_0000000001", {})
+    config = WarmStart(checkpoint=path, remap=tmp_path)
+    with pytest.raises(ValueError, match="no table of tokens from an artifact"):
+        _Choice(config, dig.smoke(), None, StoredState(path), 1)

@@ -19,6 +19,11 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
         ({"num_negatives": -1}, "num_negatives is -1"),
         ({"num_negatives": 0, "unclicked_negatives": True}, "no retrieval samples"),
         ({"track_every": 0}, "track_every is 0"),
+        ({"recall_weight": 0.0, "last_level_only": True}, "last_level_only is True, but recall_w"),
+        (
+            {"recall_weight": 0.0, "retrieval_u2t": "none", "u2t_scope": "user"},
+            "leave u2t_scope, retrieval_u2t out",
+        ),
     ],
 )
 def test_settings_of_the_model_are_checked(changes, message):
@@ -37,6 +42,9 @@ def test_parts_of_batches_are_refused():
         ({"dim": 10}, "multiple of 16"),
         ({"text_dim": 0}, "exactly one"),
         ({"num_codes": 0}, "num_codes is 0"),
+        ({"dim": 0}, "dim is 0"),
+        ({"text_fields": 0}, "text_fields is 0"),
+        ({"text_dim": 0, "embedding_column": None}, "text_fields is 2, but text_dim is 0"),
         ({"decay": 1.0}, "decay is 1.0"),
         ({"fixed_after": 0}, "at least 1 step"),
         ({"fixed": True, "fixed_after": 9}, "with fixed=True"),

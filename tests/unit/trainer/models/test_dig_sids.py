@@ -69,8 +69,12 @@ def test_a_resting_encoder_is_asked_once_and_again_when_anything_changes(batch):
 
 
 def test_metrics_of_a_step(batch):
-    losses = dig_model()(batch)[1].losses
-    assert set(losses) >= {"collision_rate", "dead_codes", "drift", "u2t_group_1", "u2t_group_3"}
+    model = dig_model()
+    losses = model(batch)[1].losses
+    assert set(losses) >= {"collision_rate", "dead_codes", "u2t_group_1", "u2t_group_3"}
+    assert "drift" not in losses  # nothing to compare with
+    assert model.network.config.track_every == 2
+    assert ["drift" in model(batch)[1].losses for _ in range(2)] == [False, True]
     assert losses["u2t_group_1"] >= losses["u2t_group_3"] >= 1
 
 
