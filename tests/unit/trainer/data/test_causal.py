@@ -1,14 +1,13 @@
-from collections import defaultdict
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from trainer.data.causal import GAP_BUCKET_EDGES, CausalConfig, CausalFeatures
+from tests.unit.trainer.data.naive_causal import HISTORIES, assert_same, naive_rows
+from trainer.data.causal import CausalConfig, CausalFeatures
 from trainer.data.ragged import Ragged
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 7, 11, 4
-HISTORIES = ("history", "history_rest")
 CONFIG = CausalConfig(max_history=5, session_gap=30, prior=3.0)
 # One item without a genre, one with two.
 GENRES = [[i % NUM_GENRES] for i in range(NUM_ITEMS - 2)] + [[], [0, 3]]
@@ -45,54 +44,6 @@ def as_rows(columns):
     ]
 
 
-def naive_rows(log):
-    """For every row look at all rows whose time is smaller, one by one."""
-    events = list(zip(*(log[name].tolist() for name in log), strict=True))
-    sessions, session_of = {}, defaultdict(list)
-    rows = []
-    for user, item, time, _ in events:
-        past = [event for event in events if event[2] < time]
-        mine = [event for event in past if event[0] == user]
-        same_item = [event for event in past if event[1] == item]
-        base = (sum(e[3] for e in past) + 1) / (len(past) + 2)
-        user_mean = (sum(e[3] for e in mine) + 3 * base) / (len(mine) + 3)
-        genre_events = [e for e in mine for g in GENRES[e[1]] if g in GENRES[item]]
-        recency = time - mine[-1][2] if mine else 0
-        known = session_of[user]
-        if (user, time) not in sessions:
-            if not mine or recency > 30:
-                known.append(len({s for all_ in session_of.values() for s in all_}))
-            sessions[user, time] = known[-1]
-        rows.append(
-            {
-                "session_id": sessions[user, time],
-                "gap_bucket": 1 + sum(recency >= e for e in GAP_BUCKET_EDGES) if mine else 0,
-                "history": [e[1] for e in mine if e[3]][-5:],
-                "history_rest": [e[1] for e in mine[-5:] if not e[3]],
-                "user_count": len(mine),
-                "user_mean": user_mean,
-                "user_recency": recency,
-                "item_count": len(same_item),
-                "item_mean": (sum(e[3] for e in same_item) + 3 * base) / (len(same_item) + 3),
-                "user_genre_count": len(genre_events),
-                "user_genre_mean": (sum(e[3] for e in genre_events) + 3 * user_mean)
-                / (len(genre_events) + 3),
-            }
-        )
-    return rows
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for row, (got, want) in enumerate(zip(found, expected, strict=True)):
-        assert got.keys() == want.keys()
-        for name in want:
-            if name in HISTORIES:
-                assert got[name] == want[name], (row, name)
-            else:
-                assert got[name] == pytest.approx(want[name], rel=1e-6), (row, name)
-
-
 def slices(log, cuts):
     edges = [0, *cuts, len(log["users"])]
     for start, stop in pairwise(edges):
@@ -103,7 +54,7 @@ def slices(log, cuts):
 def test_equals_a_row_by_row_reference_with_ties(seed):
     log = random_log(400, seed)
     assert np.mean(np.diff(log["timestamps"]) == 0) > 0.2
-    assert_same(as_rows(features().transform(**log)), naive_rows(log))
+    assert_same(as_rows(features().transform(**log)), naive_rows(log, GENRES, CONFIG))
 
 
 @pytest.mark.parametrize("cuts", [range(1, 300), [7, 7, 150], [299]])

@@ -6,9 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.trainer.data.kuairec_made import FIRST, NUM_VIDEOS, made
+from tests.unit.trainer.data.naive_causal import assert_same, naive_rows
 from tests.unit.trainer.data.naive_parts import in_parts
 from trainer.data.dataset import Dataset
-from trainer.data.kuairec import SCHEMAS_KUAIREC, write_kuairec
+from trainer.data.kuairec import KEPT, SCHEMAS_KUAIREC, write_kuairec
+from trainer.data.kuairec_files import USER_IDS, USER_NUMBERS
 from trainer.data.last_click import SPLIT_AT_LAST_CLICKS, of_last_clicks
 from trainer.data.schema import GlobalTimeSplit
 from trainer.data.static_features import static_dense, static_fields, without_static
@@ -97,6 +99,21 @@ def test_statistics_are_of_what_was_before(rows, views, files):
         assert row["item_like_rate"] == pytest.approx(rate, abs=1e-6)
 
 
+def test_causal_features_are_those_of_the_views(rows, views, files):
+    log = {
+        "users": [int(view["user_id"]) for view in views],
+        "items": [int(view["video_id"]) for view in views],
+        "timestamps": [int(float(view["timestamp"])) for view in views],
+        "positives": [float(view["watch_ratio"]) >= 0.7 for view in views],
+    }
+    tags = {int(row["video_id"]): ast.literal_eval(row["feat"]) for row in files.categories}
+    assert_same(
+        [{**row, "user_genre_mean": row["user_category_mean"]} for row in rows],
+        naive_rows(log, tags),
+        (*KEPT, "user_genre_mean"),
+    )
+
+
 def test_videos_and_users_have_what_the_small_files_say(by_time, files):
     items = pq.read_table(by_time / "items.parquet").to_pylist()
     tags = {row["video_id"]: ast.literal_eval(row["feat"]) for row in files.categories}
@@ -109,12 +126,20 @@ def test_videos_and_users_have_what_the_small_files_say(by_time, files):
         last = video == NUM_VIDEOS - 1
         assert item["text"] == ("" if last else f"a cat {video} and more x Animals {video % 3}")
     pairs = {(item["item_id"] // 2, item["author_id"]) for item in items}
-    assert len(pairs) == NUM_VIDEOS // 2
+    assert len(pairs) == len({author for _, author in pairs}) == NUM_VIDEOS // 2
+    # Of the first day, on which all videos have the same music.
+    assert len({item["music_id"] for item in items}) == 1
+    levels = {(item["item_id"] % 3, item["first_level_category_id"]) for item in items[:-1]}
+    assert len(levels) == len({level for _, level in levels}) == 3
+    assert len({item["second_level_category_id"] for item in items[:-1]}) == 1
+    for name in ("first_level_category_id", "second_level_category_id"):
+        assert items[-1][name] not in {item[name] for item in items[:-1]}
     users = pq.read_table(by_time / "users.parquet").to_pylist()
     for user, said in zip(users, sorted(files.users, key=lambda row: row["user_id"]), strict=True):
         assert user["user_id"] == int(said["user_id"])
-        assert user["register_days"] == int(said["register_days"])
-    for name in ("user_active_degree", "fans_user_num_range", "onehot_feat4"):
+        for name in USER_NUMBERS:
+            assert user[name] == int(said[name])
+    for name in USER_IDS:
         said = {row["user_id"]: row[name] for row in files.users}
         pairs = {(user[name], said[str(user["user_id"])]) for user in users}
         assert len(pairs) == len({number for number, _ in pairs}) == len({t for _, t in pairs})

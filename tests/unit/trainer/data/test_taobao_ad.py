@@ -1,15 +1,19 @@
 import logging
+import math
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.unit.trainer.data.naive_causal import assert_same, naive_rows
 from tests.unit.trainer.data.naive_parts import in_parts
 from tests.unit.trainer.data.taobao_ad_made import FIRST, NUM_ADS, NUM_ROWS, NUM_USERS, made
+from trainer.data.causal import CausalConfig
 from trainer.data.dataset import Dataset
 from trainer.data.last_click import SPLIT_AT_LAST_CLICKS, of_last_clicks
 from trainer.data.schema import GlobalTimeSplit
 from trainer.data.static_features import static_dense, static_fields, without_static
-from trainer.data.taobao_ad import GROUPS, SCHEMA_TAOBAO_AD, write_taobao_ad
+from trainer.data.taobao_ad import GROUPS, KEPT, SCHEMA_TAOBAO_AD, write_taobao_ad
+from trainer.data.taobao_ad_files import PROFILE_IDS
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,18 @@ def test_cross_features_are_of_the_user_s_own_past_with_category_and_brand(rows,
     assert some > 50
 
 
+def test_causal_features_are_those_of_the_impressions(rows, shown, files):
+    log = {
+        "users": [int(one["user"]) for one in shown],
+        "items": [int(one["adgroup_id"]) for one in shown],
+        "timestamps": [int(one["time_stamp"]) for one in shown],
+        "positives": [one["clk"] == "1" for one in shown],
+    }
+    no_genres = {int(ad["adgroup_id"]): [] for ad in files.ads}
+    expected = naive_rows(log, no_genres, CausalConfig(max_history=20))
+    assert_same(rows, expected, KEPT)
+
+
 def test_ads_and_users_have_what_the_small_files_say(by_time, files, shown):
     said = {int(row["adgroup_id"]): row for row in files.ads}
     for ad in pq.read_table(by_time / "items.parquet").to_pylist():
@@ -94,6 +110,7 @@ def test_ads_and_users_have_what_the_small_files_say(by_time, files, shown):
             assert ad[name] == int(own[name])
         assert ad["brand"] == (-1 if own["brand"] == "NULL" else int(own["brand"]))
         assert ad["price"] == float(own["price"])
+        assert ad["price_level"] == 1 + int(2 * math.log2(1 + ad["price"]))
         times = [int(one["time_stamp"]) for one in shown if one["adgroup_id"] == own["adgroup_id"]]
         assert ad["created_at"] == min(times)
     users = pq.read_table(by_time / "users.parquet").to_pylist()
@@ -102,10 +119,10 @@ def test_ads_and_users_have_what_the_small_files_say(by_time, files, shown):
     for user in users:
         own = profiles.get(user["user_id"])
         assert user["has_profile"] == (own is not None)
-        assert user["cms_segid"] == (0 if own is None else int(own["cms_segid"]) + 1)
         assert user["pvalue_level"] == (0 if own is None or user["user_id"] % 2 else 3)
-        city = 0 if own is None else int(own["new_user_class_level "]) + 1
-        assert user["new_user_class_level"] == city
+        for name in set(PROFILE_IDS) - {"pvalue_level"}:
+            said_of = name + " " * (name == "new_user_class_level")  # as the file's header has it
+            assert user[name] == (0 if own is None else int(own[said_of]) + 1)
 
 
 def test_last_clicks_are_the_test_and_nothing_else_changes(source, rows, tmp_path, caplog):
