@@ -232,6 +232,11 @@ def constant_time(cases: list[Case], versions: dict[str, str]) -> Record:
     )
 
 
+def _sentence(words: str) -> str:
+    """With a capital, and everything else as it was."""
+    return words[0].upper() + words[1:]
+
+
 def notes(settings: Settings, tuples: int) -> str:
     """What the numbers are of."""
     return (
@@ -239,16 +244,17 @@ def notes(settings: Settings, tuples: int) -> str:
         f"{settings.history}, {settings.precision}, {torch.get_num_threads()} thread(s), processor "
         "time of the process, in memory that is reused, as in `farewell retrieve`. With beam >= "
         f"prefixes the search equals scoring each of {tuples} SIDs with the network's own forward "
-        "pass, and it ends in the loop's SIDs (both checked first, in fp32). SIDs are random, so "
-        "prefixes are as many as they can be.\n\n"
+        "pass, and in the smallest catalogue it ends in the SIDs of the loop but for one that "
+        "rounding may choose (both checked first, in fp32, K = 256, existing prefixes). SIDs are "
+        "random, so prefixes are as many as they can be.\n\n"
         "Time follows the prefixes that are scored: the children of the beams. What is asked is "
         f"time within {WITHIN:.0%} where the beam caps them. Three searches show when it does. "
-        f"*{TRIE.capitalize()}* (the default, K = {settings.num_codes}): only prefixes that some "
+        f"*{_sentence(TRIE)}* (the default, K = {settings.num_codes}): only prefixes that some "
         "item has are scored. In the smallest catalogue it is the items that limit them, not the "
         "beam: most codes follow no beam there, it is searched faster than the beam alone would "
-        f"allow, and this row stands outside of the range. *{DENSE.capitalize()}* (K = "
+        f"allow, and this row stands outside of the range. *{_sentence(DENSE)}* (K = "
         f"{settings.dense_codes}): the same search where SIDs are so few that at every size most "
-        f"prefixes have all children; large catalogues share SIDs. *{FREE.capitalize()}* (K = "
+        f"prefixes have all children; large catalogues share SIDs. *{_sentence(FREE)}* (K = "
         f"{settings.num_codes}): the free search, in which all K codes after each beam are scored, "
         "as the paper words it (section 3.4); what it finds is looked up in the index, the only "
         "step that knows the catalogue."

@@ -11,7 +11,7 @@ from trainer.stop import EXIT_STOPPED, StoppedError
 
 VERBS = {
     "doctor": "check this installation and say how to mend it",
-    "data": "write a data set folder: MovieLens, or a simulated log",
+    "data": "write a data set folder: a public log, a simulated one, or more columns for one",
     "embed": "texts of a catalogue -> one embedding an item",
     "tokenize": "item embeddings -> gen-tokens and mem-tokens",
     "plan": "shard an experiment's tables on a cluster that need not be there",

@@ -19,7 +19,7 @@ Run::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -188,24 +188,28 @@ def codes(
     )
 
 
+LOGS: Mapping[str, Callable[..., None]] = {
+    "movielens1m": movielens1m,
+    "movielens1m-collm": movielens1m_collm,
+    "movielens1m-last-click": movielens1m_last_click,
+    "movielens100k": movielens100k,
+    "synthetic": synthetic,
+    "smoke": smoke,
+    "avazu": avazu,
+    "criteo": criteo,
+    "open-bandit": open_bandit,
+    "kuairec": kuairec,
+    "taobao-ad": taobao_ad,
+    "amazon-beauty": amazon_beauty,
+    "codes": codes,
+}
+"""What `farewell data` writes, by the word that asks for it."""
+
+
 def main(args: Sequence[str]) -> None:
     """Parse the arguments after `farewell data` and write the data set they name."""
     tyro.extras.subcommand_cli_from_dict(
-        {
-            "movielens1m": movielens1m,
-            "movielens1m-collm": movielens1m_collm,
-            "movielens1m-last-click": movielens1m_last_click,
-            "movielens100k": movielens100k,
-            "synthetic": synthetic,
-            "smoke": smoke,
-            "avazu": avazu,
-            "criteo": criteo,
-            "open-bandit": open_bandit,
-            "kuairec": kuairec,
-            "taobao-ad": taobao_ad,
-            "amazon-beauty": amazon_beauty,
-            "codes": codes,
-        },
+        dict(LOGS),
         prog="farewell data",
         description="Write a data set folder. Example: farewell data movielens1m",
         args=args,

@@ -12,7 +12,8 @@ from tests.integration.tiny_dig import CONFIG, ITEM, initial_table, tables
 RESTS_AFTER = 3
 CONFIGS = {
     "batch": CONFIG,
-    "user": replace(CONFIG, u2t_scope="user"),
+    "user": replace(CONFIG, u2t_scope="user", unclicked_negatives=True),
+    "mean": replace(CONFIG, retrieval_u2t="mean", last_level_only=True),
     "resting": replace(CONFIG, item=replace(ITEM, fixed_after=RESTS_AFTER)),
 }
 NO_GRADIENT = dict.fromkeys(

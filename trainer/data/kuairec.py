@@ -7,8 +7,9 @@ one before validation (`trainer.data.last_click`); statistics are of what was be
 
 The paper's cross features are "per-user watch_ratio and like_rate". A pair of user and video is
 seen once, so a history of the pair itself would be empty; here they are of the user and the
-video's categories: the mean watch ratio and the share of positive views so far. The files know no
-likes of a user; those of all users of the platform, by video and day, are a feature of the item.
+video's categories: the mean watch ratio and the smoothed share of positive views so far. The files
+know no likes of a user; those of all users of the platform, by video and day, are a feature of the
+item.
 
 The files stand in order of users, and a few views of the small matrix have no time: they are left
 out. Days and hours are Beijing's.

@@ -1,7 +1,5 @@
 """DIG's losses against the equations, and which of them moves which parameters."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -147,13 +145,14 @@ def test_losses_equal_the_equations(batch, scope, last_level_only, unclicked):
     assert loss.item() == pytest.approx(whole, rel=1e-4)
 
 
+TYPE_II = {"user_id", "hour", "e_u", "BN_u"}
 EDGES = {
     # loss -> what it moves; docs/dig.md has the same table.
-    "discriminative": {"encoder", "user", "cross", "item_norm", "cross_norm", "mixer"},
-    "recall": {"encoder (history)", "user", "sid", "sid_norm", "u2t_norm", "mixer"},
+    "discriminative": {"encoder", *TYPE_II, "cross", "item_norm", "cross_norm", "mixer"},
+    "recall": {"encoder", *TYPE_II, "sid", "sid_norm", "u2t_norm", "mixer"},
     "commit": {"encoder"},
     "sem": {"encoder"},
-    "u2t": {"encoder (history)", "user", "sid", "token_cross"},
+    "u2t": {"encoder", *TYPE_II, "sid", "token_cross"},
 }
 
 
@@ -168,12 +167,12 @@ def moved(model, loss):
         top = name.split(".")[1]
         if name.startswith("sparse"):
             table = name.split(".")[-2]
-            top = "sid" if table.startswith("sid_") else "user"
+            top = "sid" if table.startswith("sid_") else table
             top = "cross" if table == "affinity" else top
         elif top in ("tower", "heads", "attention"):
             top = "mixer"
         elif top == "request_encoder":
-            top = "user"
+            top = "BN_u" if name.split(".")[2] == "norm" else "e_u"
         groups.add(top)
     return groups
 
@@ -190,30 +189,48 @@ def losses_of(model, batch):
     }
 
 
-def without_history(batch):
-    none = torch.zeros(0, dtype=torch.int64)
-    return replace(
-        batch,
-        history_T=none,
-        history_kind_T=none,
-        history_offsets=torch.zeros_like(batch.history_offsets),
-    )
-
-
 def test_each_loss_moves_what_the_gradient_table_says(batch):
     model = dig_model()
     for name, loss in losses_of(model, batch).items():
-        expected = {group.removesuffix(" (history)") for group in EDGES[name]}
-        assert moved(model, loss) == expected, name
+        assert moved(model, loss) == EDGES[name], name
 
 
-def test_the_retrieval_path_reaches_the_encoder_through_histories_alone(batch):
+@pytest.mark.parametrize(
+    ("loss", "through"),
+    [
+        ("discriminative", {"candidate", "history"}),
+        ("recall", {"history"}),
+        ("u2t", {"history"}),
+        ("commit", {"candidate", "negative"}),
+        ("sem", {"candidate", "negative"}),
+    ],
+)
+def test_through_which_items_a_loss_reaches_the_encoder(batch, monkeypatch, loss, through):
     model = dig_model()
-    for name, loss in losses_of(model, without_history(batch)).items():
-        through_target = {g for g in EDGES[name] if not g.endswith("(history)")}
-        found = moved(model, loss)
-        assert ("encoder" in found) == ("encoder" in through_target), name
-        assert found - {"mixer"} <= through_target, name
+    network, seen = model.network, []
+    encode = network.encode_items
+
+    def kept(of):
+        found = encode(of)
+        found.e_XD.retain_grad()
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(network, "encode_items", kept)
+    losses_of(model, batch)[loss].backward()
+    (encoded,) = seen
+    row_X = encoded.row_X
+    of_batch = batch.items[ITEM_ROW].values()
+    rows = {
+        "candidate": set(of_batch[batch.candidate_B].tolist()),
+        "history": set(of_batch[batch.history_T].tolist()),
+        "negative": set(row_X[encoded.place_BN].flatten().tolist()),
+    }
+    found = set(row_X[(encoded.e_XD.grad != 0).any(dim=1)].tolist())
+    for part, own in rows.items():
+        alone = own.difference(*(other for name, other in rows.items() if name != part))
+        assert alone, part
+        assert found & alone == (alone if part in through else set()), part
 
 
 def test_codebooks_are_no_parameters_and_move_by_averages(batch):
