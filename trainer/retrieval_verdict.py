@@ -78,9 +78,14 @@ def _against_reference(retrieval: Mapping[str, Any]) -> list[dict[str, str]]:
         for row in retrieval["rows"]:
             gain = gain_of(retrieval, row["name"], reference, metric)
             if gain is not None and row["name"] != reference:
-                rows[gain.kind].append(f"{row['name']} ({gain.value:+.4f})")
+                interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
+                rows[gain.kind].append(f"{row['name']} {gain.value:+.4f} ({interval})")
         findings += [
-            {"kind": kind, "text": f"{words[kind]} {reference} in {metric}: {', '.join(held)}."}
+            {
+                "kind": kind,
+                "text": f"{words[kind]} {reference} in {metric}, with 95 % intervals: "
+                f"{', '.join(held)}.",
+            }
             for kind, held in rows.items()
             if held
         ]

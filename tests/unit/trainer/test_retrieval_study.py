@@ -182,8 +182,10 @@ def test_orders_that_differ_from_the_papers_are_named(report):
     text = " ".join(one["text"] for one in report["verdict"]["findings"])
     assert "of 6 orders of two rows in DIG Table 2" in text
     assert "strong above weak" in text
-    assert "Above DIG in recall@10: strong" in text
-    assert "Below DIG in recall@10: weak" in text
+    gain = gain_of(report["retrieval"], "strong", "DIG", "recall@10")
+    shown = f"strong {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
+    assert f"Above DIG in recall@10, with 95 % intervals: {shown}" in text
+    assert "Below DIG in recall@10, with 95 % intervals: weak" in text
     assert "DIG: AUC" in text
     assert "The best row that learns, strong (recall@10 0." in text
     assert "is ABOVE same (0." in text
@@ -251,6 +253,34 @@ def test_rows_that_are_not_there_are_refused():
             rows=smoke.rows,
             retrieval=RetrievalStudy(reference="DIG", retrievers=(Named("DIG"),)),
         )
+
+
+@pytest.mark.parametrize(
+    ("difference", "headline"),
+    [
+        (0.05, "Retrieval keeps up with ranking better in strong than in DIG"),
+        (-0.05, "In no row does retrieval keep up with ranking as well as in DIG"),
+        (0.0, "DIG and strong can't be told apart in gap"),
+    ],
+)
+def test_headline_of_a_study_of_gaps_is_about_gaps(report, difference, headline):
+    retrieval = report["retrieval"]
+    own = next(row for row in retrieval["rows"] if row["name"] == "DIG")["metrics"]["gap"]
+    rows = [
+        {**row, "metrics": {**row["metrics"], "gap": own}} if row["name"] == "strong" else row
+        for row in retrieval["rows"]
+    ]
+    pair = {"a": "strong", "b": "DIG", "metric": "gap", "difference": difference}
+    pair["ci"] = [difference - 0.01, difference + 0.01]
+    pairs = [one for one in retrieval["pairs"] if one["metric"] != "gap"] + [pair]
+    changed = {**report, "retrieval": {**retrieval, "metric": "gap", "rows": rows, "pairs": pairs}}
+    assert retrieval_headline(changed)[0] == headline
+
+
+def test_the_beams_of_a_study_that_leaves_histories_out_are_told(report):
+    assert "beams of 50 SIDs. R, N" in retrieval_table(report).note
+    left_out = {**report, "retrieval": {**report["retrieval"], "leave_out_history": True}}
+    assert "one more for each item of the longest history" in retrieval_table(left_out).note
 
 
 def test_each_bucket_of_few_impressions_has_one_line_above_and_one_below(report):
