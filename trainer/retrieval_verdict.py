@@ -37,7 +37,7 @@ def retrieval_headline(report: Report) -> tuple[str, str]:
     difference, name, gain = max(others)
     values = {row["name"]: row["metrics"].get(metric, {}).get("value") for row in retrieval["rows"]}
     if metric == "gap":
-        better = f"Retrieval keeps up with ranking better in {name} than in {reference}"
+        better = f"{name}: retrieval keeps up with ranking better than in {reference}"
         worse = f"In no row does retrieval keep up with ranking as well as in {reference}"
     else:
         better = f"{name} retrieves better than {reference}"

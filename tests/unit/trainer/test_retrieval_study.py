@@ -258,7 +258,7 @@ def test_rows_that_are_not_there_are_refused():
 @pytest.mark.parametrize(
     ("difference", "headline"),
     [
-        (0.05, "Retrieval keeps up with ranking better in strong than in DIG"),
+        (0.05, "strong: retrieval keeps up with ranking better than in DIG"),
         (-0.05, "In no row does retrieval keep up with ranking as well as in DIG"),
         (0.0, "DIG and strong can't be told apart in gap"),
     ],
