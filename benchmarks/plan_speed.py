@@ -7,7 +7,7 @@ Run::
 
 Each planning runs in a process of its own, so that its peak of resident memory is its own. Both
 planners get the same tables, the same constraints and the same memory. TorchRec's planner takes
-minutes on the large request, so it runs once; ours runs three times and the median counts.
+long on the large request, so it runs once; ours runs three times and the median counts.
 """
 
 from __future__ import annotations

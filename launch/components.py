@@ -38,7 +38,7 @@ def train(
     """Train on one or many nodes; a job that is retried goes on from its newest checkpoint.
 
     Args:
-        options: further options of `farewell train`, after `--`
+        options: further options of `farewell train`, after `--` (all but --warm-start)
         experiment: name of an experiment, or path/to/mine.py:function
         folder: run folder, absolute, on storage that all nodes share; trained on if it exists
         j: nodes x ranks on each, such as 2x8; elastic as least:most nodes, such as 2:4x8

@@ -28,8 +28,8 @@ class RQKMeans:
         num_codes: codewords per codebook, K; at least that many items are needed.
         num_iterations: Lloyd iterations per level.
         points_per_code: items per code that iterations look at, drawn anew at every level; None for
-            all. With 256 (faiss's default) a fit takes a fraction of the time at distortion higher
-            by about half a per cent.
+            all. With 256 (faiss's default) a fit of a million items takes half the time, and
+            distortion is 2 % higher.
         seed: of the starting centroids.
     """
 
