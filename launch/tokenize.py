@@ -4,8 +4,9 @@ r"""Fit gen-tokens and mem-tokens to item embeddings, save them and print how go
         --tokenizer.num-levels 3 --tokenizer.num-codes 128 --mem.num-merges 2000
 
 Other tokenizers: `--tokenizer KIND` with rq_kmeans (default), rq_vae, balanced_rq_kmeans, opq or
-opmq; letter, das and dos read `--collaborative` too. Other combinations of codes: `--mem KIND` with bpe (default), prefix_ngrams or k_grams. Each
-has settings of its own, which `--tokenizer KIND --help` lists.
+opmq; letter, das and dos read `--collaborative` too. Other combinations of codes: `--mem KIND` with
+bpe (default), prefix_ngrams or k_grams. Each has settings of its own, which
+`--tokenizer KIND --help` lists.
 
 Larger than memory: `--stream` reads the embeddings block by block in every pass; under torchrun
 each rank reads its share of the items (rq_kmeans in both cases):
