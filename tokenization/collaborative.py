@@ -36,6 +36,7 @@ from tokenization.embedding_table import EmbeddingTable
 from tokenization.rq_vae import RQVAE, RQVAENetwork, start_codebooks, train_network
 
 _READOUT = "readout"
+_UNKNOWN = 1e-3  # length of a mean after standardization, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +119,15 @@ class CollaborativeNetwork(RQVAENetwork):
         self.standardizer.measure(np.ascontiguousarray(embeddings[:, : self.dim]))
         self.collaborative.measure(np.ascontiguousarray(embeddings[:, self.dim :]))
 
-    def sides(self, x_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings to standard content `(B, D)` and standard collaborative columns `(B, C)`."""
-        return self.standardizer(x_BE[:, : self.dim]), self.collaborative(x_BE[:, self.dim :])
+    def sides(self, x_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings to standard content `(B, D)` and standard collaborative columns `(B, C)`.
+
+        The third tensor, bool `(B,)`, says of which items behaviour is known: those that nobody
+        clicked have the others' mean, which is zero but for rounding, and must teach nothing.
+        """
+        collaborative_BC = self.collaborative(x_BE[:, self.dim :])
+        is_known_B = collaborative_BC.norm(dim=1) > _UNKNOWN
+        return self.standardizer(x_BE[:, : self.dim]), collaborative_BC, is_known_B
 
     def start(self, embeddings: Embeddings) -> None:
         """Start the codewords on the untrained latents of `embeddings` `(N, D + C)`."""

@@ -90,9 +90,12 @@ class DASNetwork(CollaborativeNetwork):
     def forward(self, x_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of a batch, its codes and what each level saw."""
         config = self.config
-        content_BD, collaborative_BC = self.sides(x_BE)
+        content_BD, collaborative_BC, is_known_B = self.sides(x_BE)
         straight_BH, loss, codes_BL, seen_BLH = self.quantize(self.encoder(content_BD))
         loss = loss + (self.decoder(straight_BH) - content_BD).square().sum(dim=1).mean()
+        if not is_known_B.any():
+            return loss, codes_BL, seen_BLH
+        straight_BH, collaborative_BC = straight_BH[is_known_B], collaborative_BC[is_known_B]
         factors_BF = self.factors(collaborative_BC)
         rebuilt = (self.rebuild(factors_BF) - collaborative_BC).square().mean()
         debiased_BH, bias_BH = factors_BF.chunk(2, dim=1)

@@ -135,11 +135,13 @@ class DOSNetwork(CollaborativeNetwork):
 
     def forward(self, x_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of a batch, the items' codes and what each level saw of them."""
-        content_BD, collaborative_BC = self.sides(x_BE)
+        content_BD, collaborative_BC, is_known_B = self.sides(x_BE)
         item_BH, loss, codes_BL, seen_BLH = self.quantize(self.encoder(content_BD))
         loss = loss + (self.decoder(item_BH) - content_BD).square().sum(dim=1).mean()
-        user_BH, of_users, _, _ = self.quantize(self.user_flow(collaborative_BC))
-        match = match_loss(user_BH, item_BH, self.match_bias)
+        if not is_known_B.any():
+            return loss, codes_BL, seen_BLH
+        user_BH, of_users, _, _ = self.quantize(self.user_flow(collaborative_BC[is_known_B]))
+        match = match_loss(user_BH, item_BH[is_known_B], self.match_bias)
         further = self.config.match_weight * match
         return loss + of_users + self.dim * further, codes_BL, seen_BLH
 

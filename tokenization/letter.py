@@ -103,10 +103,13 @@ class LETTERNetwork(CollaborativeNetwork):
     def forward(self, x_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of a batch, its codes and what each level saw."""
         config = self.config
-        content_BD, collaborative_BC = self.sides(x_BE)
+        content_BD, collaborative_BC, is_known_B = self.sides(x_BE)
         straight_BH, loss, codes_BL, seen_BLH = self.quantize(self.encoder(content_BD))
         loss = loss + (self.decoder(straight_BH) - content_BD).square().sum(dim=1).mean()
-        further = config.alpha * info_nce(straight_BH, self.to_latent(collaborative_BC))
+        further = straight_BH.new_zeros(())
+        if is_known_B.any():
+            of_behaviour_BH = self.to_latent(collaborative_BC[is_known_B])
+            further = config.alpha * info_nce(straight_BH[is_known_B], of_behaviour_BH)
         diversity = [
             diversity_loss(codewords_KH, codes_B, drawn_from(codes_B, group_K))
             for codewords_KH, codes_B, group_K in zip(

@@ -65,7 +65,7 @@ class SASRec:
             )
 
     def fit(self, log: ClickLog) -> EmbeddingTable:
-        """Return the embeddings of all clicked items.
+        """Return the embeddings of the items that it reads; see `items_of`.
 
         Args:
             log: clicks in time order; keep its share at or below what models are trained on.
@@ -79,8 +79,9 @@ class SASRec:
             network = SASRecNetwork(len(item_ids), self)
             for epoch, loss in enumerate(self.epochs(network, sequences_UT), start=1):
                 logger.info("sasrec epoch %d of %d: loss %.4f", epoch, self.num_epochs, loss)
-        embeddings = network.items.weight[1:].detach().numpy().copy()
-        return EmbeddingTable(item_ids=item_ids, embeddings=embeddings)
+        held = items_of(sequences_UT)
+        embeddings = network.items.weight[1:].detach().numpy()[held]
+        return EmbeddingTable(item_ids=item_ids[held], embeddings=embeddings)
 
     def epochs(self, network: SASRecNetwork, sequences_UT: NDArray[np.int64]) -> Iterator[float]:
         """Train a network, an epoch for each mean loss that is taken from here.
@@ -200,6 +201,15 @@ def read_sequences(log: ClickLog, max_length: int) -> tuple[NDArray[np.int64], N
     if not len(count):
         raise ValueError(f"{log.path}: expected users with two clicks or more, found none")
     return item_ids, last_clicks(place, start, count, max_length)
+
+
+def items_of(sequences_UT: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the items that some sequence holds, ascending.
+
+    Others (of users with a single click, or before a user's last clicks) were drawn as negatives at
+    most: their vectors say nothing.
+    """
+    return np.unique(sequences_UT[sequences_UT > 0]) - 1
 
 
 def last_clicks(

@@ -20,7 +20,7 @@ from tokenization.co_clicks import CoClicks
 from tokenization.collaborative import CollaborativeRQVAE
 from tokenization.collisions import Collisions, resolve_collisions
 from tokenization.pairs import co_clicks
-from tokenization.sasrec import SASRec, SASRecNetwork, last_clicks
+from tokenization.sasrec import SASRec, SASRecNetwork, items_of, last_clicks
 from tokenization.tokenizers import AnyTokenizer
 from trainer.retrieval_task import RetrievalTask
 
@@ -175,7 +175,7 @@ def _fitted(tokenizer: AnyTokenizer, embeddings: Embeddings, collisions: Collisi
 def sasrec_items(task: RetrievalTask, config: SASRec, *, seed: int) -> Embeddings:
     """Item vectors of a SASRec on the training sequences, float32 (N, C).
 
-    Items of no training sequence get the mean of the others: nothing is known of them.
+    Items of no sequence that it reads get the mean of the others: nothing is known of them.
 
     Args:
         task: of at least one sequence of two items.
@@ -196,7 +196,8 @@ def sasrec_items(task: RetrievalTask, config: SASRec, *, seed: int) -> Embedding
         for epoch, loss in enumerate(config.epochs(network, sequences_UT), start=1):
             logger.info("sasrec epoch %d of %d: loss %.4f", epoch, config.num_epochs, loss)
     vectors: Embeddings = network.items.weight[1:].detach().numpy().copy()
-    known = np.bincount(task.train.values, minlength=task.num_items) > 0
+    known = np.zeros(task.num_items, dtype=np.bool_)
+    known[items_of(sequences_UT)] = True
     vectors[~known] = vectors[known].mean(axis=0)
     return vectors
 

@@ -87,7 +87,7 @@ def test_letter_adds_its_terms_to_rq_vae_s_loss():
     x = torch.from_numpy(items())
     torch.manual_seed(7)
     loss, codes, _ = network(x)
-    content, collaborative = network.sides(x)
+    content, collaborative, _ = network.sides(x)
     straight, quantization, _, _ = network.quantize(network.encoder(content))
     recon = (network.decoder(straight) - content).square().sum(dim=1).mean()
     cf = info_nce(straight, network.to_latent(collaborative))
@@ -127,7 +127,7 @@ def test_das_weighs_its_three_parts():
     network = started(DAS(**SIZES, alpha=0.7, beta=0.4))
     x = torch.from_numpy(items())
     loss, _, _ = network(x)
-    content, collaborative = network.sides(x)
+    content, collaborative, _ = network.sides(x)
     straight, quantization, _, _ = network.quantize(network.encoder(content))
     recon = (network.decoder(straight) - content).square().sum(dim=1).mean()
     factors = network.factors(collaborative)
@@ -149,6 +149,33 @@ def test_dos_matches_pairs_by_binary_cross_entropy():
     expected = sum(positive) / 6 + sum(negative) / 12
     assert float(match_loss(user, item, bias)) == pytest.approx(expected, rel=1e-5)
     assert torch.isfinite(match_loss(user[:1], item[:1], bias))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LETTER(**SIZES, alpha=0.3, beta=0.0, num_groups=2),
+        DAS(**SIZES, alpha=0.7, beta=0.4),
+        DOS(**SIZES, match_weight=0.7),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_items_without_known_behaviour_teach_nothing_of_behaviour(config):
+    network = started(config)
+    x = torch.from_numpy(items())
+    cold = torch.arange(len(x)) % 3 == 0
+    x[cold, 5:] = network.collaborative.mean + 1e-7  # the mean, and rounding
+    assert (network.sides(x)[2] == ~cold).all()
+
+    def content_alone(x):
+        content, _, _ = network.sides(x)
+        straight, quantization, _, _ = network.quantize(network.encoder(content))
+        return (network.decoder(straight) - content).square().sum(dim=1).mean() + quantization
+
+    further = network(x[~cold])[0] - content_alone(x[~cold])
+    assert float(further) > 0.01
+    torch.testing.assert_close(network(x)[0], content_alone(x) + further)
+    torch.testing.assert_close(network(x[cold])[0], content_alone(x[cold]))
 
 
 def turned() -> DOSNetwork:
@@ -198,7 +225,7 @@ def test_dos_adds_both_flows():
     network = turned()
     x = torch.from_numpy(items())
     loss, _, _ = network(x)
-    content, collaborative = network.sides(x)
+    content, collaborative, _ = network.sides(x)
     item, of_items, _, _ = network.quantize(network.encoder(content))
     user, of_users, _, _ = network.quantize(network.user_flow(collaborative))
     recon = (network.decoder(item) - content).square().sum(dim=1).mean()

@@ -65,6 +65,14 @@ def test_items_that_are_clicked_in_a_row_come_to_lie_together(tmp_path):
     np.testing.assert_array_equal(config.fit(log).embeddings, table.embeddings)
 
 
+def test_items_that_no_sequence_holds_get_no_embedding(tmp_path):
+    users, items = [1, 1, 1, 1, 2, 3, 3], [10, 11, 12, 13, 14, 12, 15]
+    config = SASRec(dim=4, num_heads=1, max_length=2, num_epochs=1)
+    table = config.fit(write(tmp_path, users, items))
+    assert table.item_ids.tolist() == [11, 12, 13, 15]
+    assert table.embeddings.shape == (4, 4)
+
+
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="num_heads: expected a divisor of dim 10, found 3"):
         SASRec(dim=10, num_heads=3)

@@ -290,6 +290,11 @@ def test_items_of_no_sequence_get_the_mean_of_the_others():
     lost = np.setdiff1d(np.arange(NUM_ITEMS), known)
     mean = vectors[known].mean(axis=0)
     np.testing.assert_allclose(vectors[lost], np.tile(mean, (len(lost), 1)), rtol=1e-5)
+    # A single click, and clicks before the last ones that are read, teach nothing either.
+    long = [[0, 1, 2, 3, 4, 5, 6, 7, 8], [3, 4, 5], [10]]
+    vectors = sasrec_items(dataclasses.replace(task, train=ragged(long)), sasrec, seed=0)
+    mean = vectors[2:9].mean(axis=0)
+    np.testing.assert_allclose(vectors[[0, 1, 10]], np.tile(mean, (3, 1)), rtol=1e-5)
     alone = dataclasses.replace(task, train=ragged([[1], [2]]))
     with pytest.raises(ValueError, match="two items or more, found none"):
         sasrec_items(alone, sasrec, seed=0)
