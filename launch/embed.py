@@ -42,7 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.logging import disable_progress_bar
 
 from launch.embed_options import EmbedArgs
-from launch.encoding import Encoding
+from launch.encoding import Encoding, forget_parts
 from tokenization.catalogue import Catalogue, read_catalogue
 from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.item_features import read_features, standard
@@ -80,6 +80,7 @@ def embed(args: EmbedArgs) -> EmbeddingTable:
         table = _beside_co_clicks(args, args.clicks(args.co_click_log), table)
     if is_first():
         table.save(args.out)
+        forget_parts(args.out)
     return table
 
 

@@ -5,6 +5,7 @@ Under torchrun the ranks take chunks in turn; each finished one is a file that a
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from tokenization.catalogue import Content
 from tokenization.embedding_table import EmbeddingTable
 from tokenization.shares import is_first
 from tokenization.text_encoder import TextEncoder
+
+_PARTS = ".parts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ class Encoding:
         Args:
             ids: of the contents, int64 `(N,)`.
             contents: of N items or queries.
-            beside: file next to which the finished chunks are kept until all are there.
+            beside: file next to which the finished chunks are kept; call `forget_parts` once it is
+                written.
 
         Raises:
             ValueError: see `TextEncoder.encode` and `encode_contents`.
@@ -84,8 +88,6 @@ class Encoding:
         tables = [EmbeddingTable.load(parts / f"from-{start}.parquet") for start in starts]
         if dist.is_initialized():
             dist.barrier()
-        if is_first():
-            shutil.rmtree(parts)
         return np.concatenate([table.embeddings for table in tables])
 
     def _encode(self, contents: Sequence[Content], progress: Callable[[int], None]) -> Embeddings:
@@ -112,4 +114,10 @@ class Encoding:
             image = content.image
             digest.update(image if isinstance(image, bytes) else str(image).encode())
         digest.update(repr((str(self.folder), self.max_length, self.chunk_items)).encode())
-        return beside.with_name(f"{beside.name}.{digest.hexdigest()[:16]}.parts")
+        return beside.with_name(f"{beside.name}.{digest.hexdigest()[:16]}{_PARTS}")
+
+
+def forget_parts(beside: Path) -> None:
+    """Remove the finished chunks beside a file that is written."""
+    for parts in beside.parent.glob(f"{glob.escape(beside.name)}.*{_PARTS}"):
+        shutil.rmtree(parts)

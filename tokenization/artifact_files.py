@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from tokenization.base import Codes
+from tokenization.list_columns import list_column
 from tokenization.mem_tokens import Merges
 
 FORMAT = 1
@@ -84,8 +85,8 @@ def write_files(
     code_offsets = np.arange(num_items + 1, dtype=np.int64) * num_levels
     tokens = {
         "item_id": pa.array(item_ids),
-        "codes": _lists(codes.reshape(-1), code_offsets),
-        "mem_tokens": _lists(mem_values, mem_offsets),
+        "codes": list_column(codes.reshape(-1).astype(np.int32), code_offsets),
+        "mem_tokens": list_column(mem_values.astype(np.int32), mem_offsets),
     }
     pq.write_table(pa.table(tokens), folder / "tokens.parquet")
     columns = {"left": merges.left, "right": merges.right, "count": merges.count}
@@ -217,12 +218,6 @@ def _check_counts(folder: Path, manifest: Mapping[str, Any]) -> None:
                 f"tokens.parquet, column {name}: {values[name]} values, at most {limit} for "
                 f"{num_items} items of {num_levels} levels"
             )
-
-
-def _lists(values: NDArray[np.integer], offsets: NDArray[np.int64]) -> pa.Array[Any]:
-    return pa.ListArray.from_arrays(
-        pa.array(offsets, type=pa.int32()), pa.array(values, type=pa.int32())
-    )
 
 
 def _integers(table: pa.Table, column: str) -> NDArray[np.int64]:

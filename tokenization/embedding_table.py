@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenization.base import Embeddings, check_embeddings
+from tokenization.list_columns import group_rows, list_column
 
 _MADE = "farewell"  # key of the file's metadata
 
@@ -37,18 +38,16 @@ class EmbeddingTable:
     def save(self, path: Path) -> None:
         """Write `item_id` int64 and `embedding` list<float32>, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        offsets = np.arange(len(self.item_ids) + 1, dtype=np.int64) * self.embeddings.shape[1]
-        lists = pa.LargeListArray.from_arrays(
-            pa.array(offsets, type=pa.int64()), pa.array(self.embeddings.reshape(-1))
-        )
+        dim = self.embeddings.shape[1]
+        offsets = np.arange(len(self.item_ids) + 1, dtype=np.int64) * dim
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
-                "embedding": lists.cast(pa.list_(pa.float32())),
+                "embedding": list_column(self.embeddings.reshape(-1), offsets),
             }
         ).replace_schema_metadata({_MADE: json.dumps(dict(self.made))})
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        pq.write_table(table, partial)
+        pq.write_table(table, partial, row_group_size=group_rows(dim))
         partial.replace(path)
 
     @classmethod

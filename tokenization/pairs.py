@@ -67,6 +67,12 @@ class ClickLog:
             raise ValueError(
                 f"{self.path}: expected column {missing[0]!r}, found {', '.join(log.schema.names)}"
             )
+        for name in (self.user, self.item, self.query):
+            if name is not None and not pa.types.is_integer(log.schema.field(name).type):
+                raise ValueError(
+                    f"{self.path}, column {name!r}: expected integers, found "
+                    f"{log.schema.field(name).type}; number the ids first"
+                )
         return log
 
     @property
@@ -89,7 +95,7 @@ class ClickLog:
             batch = batch.slice(0, left)
             left -= len(batch)
             if self.positive is not None:
-                positive = batch.column(self.positive).to_numpy() > 0
+                positive = batch.column(self.positive).to_numpy(zero_copy_only=False) > 0
                 batch = batch.filter(pa.array(positive))
             yield {name: batch.column(name).to_numpy() for name in (self.user, self.item)} | (
                 {} if self.query is None else {self.query: batch.column(self.query).to_numpy()}

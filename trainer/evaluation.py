@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainer.bootstrap import RankedScores, Resamples, auc_samples, sum_samples
+from trainer.bootstrap import FEWEST_UNITS, RankedScores, Resamples, auc_samples, sum_samples
 from trainer.buckets import Bucketing, default_bucketings
 from trainer.data.schema import RowRange, Splits
 from trainer.measurement import Estimate, Measurement
@@ -54,6 +54,15 @@ class EvaluationSplit:
     def num_users(self) -> int:
         """Number of user groups U."""
         return int(self.user.max()) + 1
+
+    @property
+    def drawn(self) -> Ints:
+        """Unit of each row that intervals draw, int64 (N,): its user, or the row itself.
+
+        A log that does not tell users apart has one for all rows; of a handful of units every draw
+        is nearly the same, and intervals would be of no width.
+        """
+        return self.user if self.num_users >= FEWEST_UNITS else np.arange(len(self.user))
 
     @property
     def num_queries(self) -> int:
@@ -133,7 +142,10 @@ def measure(
     missing = sorted(set(split.labels) - set(scores))
     if missing:
         raise ValueError(f"no scores of task {', '.join(missing)}; found {', '.join(scores)}")
-    resamples = Resamples(num_units=split.num_users, num_resamples=num_resamples, seed=seed)
+    unit = split.drawn
+    num_units = int(unit.max()) + 1
+    resamples = Resamples(num_units=num_units, num_resamples=num_resamples, seed=seed)
+    of_users = replace(resamples, num_units=split.num_users)
     metrics: dict[str, dict[str, Estimate]] = {}
     buckets: dict[str, dict[str, dict[str, Estimate]]] = {}
     for task, labels in split.labels.items():
@@ -143,14 +155,14 @@ def measure(
             for name, cut in split.bucketings.items()
             for code in cut.present
         ]
-        ranked = [RankedScores.sort(y, p, split.user)]
-        ranked += [RankedScores.sort(y[kept], p[kept], split.user[kept]) for *_, kept in cuts]
+        ranked = [RankedScores.sort(y, p, unit)]
+        ranked += [RankedScores.sort(y[kept], p[kept], unit[kept]) for *_, kept in cuts]
         samples = auc_samples(ranked, resamples)
         metrics[task] = {
             "auc": Estimate(auc(y, p), samples[0]),
-            "gauc": _grouped(y, p, split.user, None, resamples),
-            "qauc": _qauc(y, p, split, resamples),
-            **_sums(y, p, split.user, resamples),
+            "gauc": _grouped(y, p, split.user, None, of_users),
+            "qauc": _qauc(y, p, split, of_users),
+            **_sums(y, p, unit, resamples),
         }
         buckets[task] = {name: {} for name in split.bucketings}
         for (name, bucket, kept), drawn in zip(cuts, samples[1:], strict=True):
@@ -174,6 +186,8 @@ def _grouped(
     unit = found.group if unit_of_group is None else unit_of_group[found.group]
     won = np.bincount(unit, weights=found.auc * found.impressions, minlength=resamples.num_units)
     rows = np.bincount(unit, weights=found.impressions, minlength=resamples.num_units)
+    if resamples.num_units < FEWEST_UNITS:  # nothing to draw
+        return Estimate(found.value, np.full(resamples.num_resamples, np.nan))
     drawn = sum_samples(np.stack([won, rows]), resamples)
     return Estimate(found.value, _ratio(drawn[0], drawn[1]))
 

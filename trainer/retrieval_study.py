@@ -162,7 +162,10 @@ class RetrievalMeasure:
         users, self._unit = np.unique(cases.user, return_inverse=True)
         self.num_users = len(users)
         self._of_cases = Resamples(num_units=self.num_users, num_resamples=num_resamples, seed=seed)
-        self._of_rows = Resamples(num_units=split.num_users, num_resamples=num_resamples, seed=seed)
+        self._drawn = split.drawn
+        self._of_rows = Resamples(
+            num_units=int(self._drawn.max()) + 1, num_resamples=num_resamples, seed=seed
+        )
         cut = split.bucketings[BUCKETING]
         code = cut.code[cases.row - split.rows.start]
         self.title = cut.title
@@ -210,7 +213,7 @@ class RetrievalMeasure:
         y = next(iter(self.split.labels.values()))
         scores = (run.rank_N, run.recall_N)
         drawn = auc_samples(
-            [RankedScores.sort(y, one, self.split.user) for one in scores], self._of_rows
+            [RankedScores.sort(y, one, self._drawn) for one in scores], self._of_rows
         )
         rank, recall = (
             Estimate(auc(y, one), samples) for one, samples in zip(scores, drawn, strict=True)

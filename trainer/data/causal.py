@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.ragged import Ragged
-from trainer.data.writer import ragged_column
+from trainer.data.writer import needs_int64, ragged_column
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 GAP_BUCKET_EDGES = (60, 600, 1_800, 21_600, 86_400, 604_800, 2_592_000)
 """Seconds: a minute, ten, thirty, six hours, a day, a week, thirty days."""
+MOST_NARROW = 1 << 30
+"""Items up to which `2 * item + positive` fits into int32."""
 NUM_GAP_BUCKETS = len(GAP_BUCKET_EDGES) + 2
 """One bucket for "no past", and one more than there are edges."""
 
@@ -96,7 +98,11 @@ class CausalColumns:
 
         def ids(history: Ragged) -> Any:
             items = history.values if item_ids is None else item_ids[history.values]
-            return ragged_column(Ragged(items, history.offsets))
+            return ragged_column(Ragged(items, history.offsets), is_wide=is_wide)
+
+        # Of all ids, so that every chunk of a log has the same type.
+        ids_held = np.zeros(1, np.int64) if item_ids is None else item_ids
+        is_wide = len(ids_held) > 0 and needs_int64(ids_held.min(), ids_held.max())
 
         return {
             "session_id": self.session_id,
@@ -145,7 +151,8 @@ class CausalFeatures:
         # Columns: time of the last event, current session, time at which it was opened.
         self._clock = np.full((num_users, 3), -1, np.int64)
         # Second axis: last items of any kind as `2 * item + positive`, last positive items.
-        self._ring = np.zeros((num_users, 2, self._config.max_history), np.int32)
+        held = np.int32 if num_items <= MOST_NARROW else np.int64
+        self._ring = np.zeros((num_users, 2, self._config.max_history), held)
         self._num_sessions = 0
         # Rows at the newest timestamp, which no row has been allowed to see yet.
         self._pending = tuple(np.zeros(0, np.int64) for _ in range(4))
@@ -241,7 +248,7 @@ def _stream_rows(
     user_genre_state: NDArray[np.int32],
     totals: Ints,
     clock: Ints,
-    ring: NDArray[np.int32],
+    ring: NDArray[np.integer],
     num_sessions: int,
     session_gap: int,
     prior: float,

@@ -63,7 +63,7 @@ class CsvFile:
                 left = None if left is None else left - table.num_rows
                 if left == 0:
                     return
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
                 f"{self.path}: expected {self.what} with {len(self.columns)} columns in every "
                 f"line, but: {error}"

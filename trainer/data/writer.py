@@ -66,13 +66,25 @@ class Manifest:
     created_by: str
 
 
-def ragged_column(lists: Ragged) -> pa.ListArray[Any]:
-    """Build a list column of N rows; integers become int32."""
+def ragged_column(lists: Ragged, *, is_wide: bool = False) -> pa.ListArray[Any]:
+    """Build a list column of N rows; integers become int32, wide ones stay int64.
+
+    Raises:
+        ValueError: for integers beyond int32 that are not said to be wide.
+    """
     flat = lists.values
-    if np.issubdtype(flat.dtype, np.integer):
+    if np.issubdtype(flat.dtype, np.integer) and not is_wide:
+        if flat.size and needs_int64(flat.min(), flat.max()):
+            raise ValueError(f"lists: expected int32 values, found {flat.min()} to {flat.max()}")
         flat = flat.astype(np.int32)
     values: pa.Array[Any] = pa.array(flat)
     return pa.ListArray.from_arrays(pa.array(lists.offsets, type=pa.int32()), values)
+
+
+def needs_int64(smallest: int, largest: int) -> bool:
+    """Whether integers from `smallest` to `largest` are too wide for int32."""
+    limits = np.iinfo(np.int32)
+    return bool(smallest < limits.min or largest > limits.max)
 
 
 class DatasetWriter:

@@ -148,6 +148,25 @@ def test_neighbours_of_each_item_best_first(log):
         assert mine == [scores[item, other] for other in ranked[:2]]
 
 
+def test_labels_may_be_boolean(log, tmp_path):
+    of_ints, rows = log
+    table = pa.table({**rows, "like": rows["like"].astype(bool)})
+    (tmp_path / "bools").mkdir()
+    pq.write_table(table, tmp_path / "bools" / "part-0.parquet")
+    of_bools = ClickLog(path=tmp_path / "bools", positive="like")
+    one, other = (mine_co_clicks(each, min_count=1) for each in (of_ints, of_bools))
+    assert one.count.tolist() == other.count.tolist()
+    assert one.left.tolist() == other.left.tolist()
+
+
+def test_ids_that_are_no_integers_are_named(log, tmp_path):
+    pq.write_table(pa.table({"user_id": ["a"], "item_id": [1]}), tmp_path / "text.parquet")
+    with pytest.raises(
+        ValueError, match=r"text\.parquet, column 'user_id': expected integers, found"
+    ):
+        list(ClickLog(path=tmp_path / "text.parquet").clicks())
+
+
 def test_logs_that_can_t_be_mined(log, tmp_path):
     with pytest.raises(ValueError, match="expected column 'love', found user_id"):
         mine_co_clicks(ClickLog(path=tmp_path, positive="love"))

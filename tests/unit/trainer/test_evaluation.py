@@ -79,6 +79,26 @@ def test_queries_that_span_users_are_drawn_themselves():
         assert found.samples[draw] == pytest.approx(np.average(groups.auc, weights=weight))
 
 
+def test_a_log_that_tells_no_users_apart_draws_rows():
+    split, scores, user, _ = make_split()
+    other = {task: np.random.default_rng(9).random(ROWS) for task in scores}
+    for num_users in (1, 29):
+        few = EvaluationSplit.from_ids(
+            rows=split.rows, labels=split.labels, user_ids=user % num_users, query_ids=user
+        )
+        found = [measure(one, few, num_resamples=200) for one in (scores, other)]
+        low, high = found[1].metrics["like"]["auc"].ci
+        assert high - low > 0.05  # an AUC of noise over 400 rows
+        assert low < 0.5 < high
+        assert np.isnan(found[0].metrics["like"]["gauc"].ci).all()
+        samples = found[0].metrics["like"]["auc"].samples
+        assert len(np.unique(samples)) > 100
+        rows = next(iter(Resamples(num_units=ROWS, num_resamples=1)))
+        weights = np.repeat(np.arange(ROWS), rows.astype(int))
+        expected = auc(split.labels["like"][weights], scores["like"][weights])
+        assert samples[0] == pytest.approx(expected)
+
+
 def test_buckets_partition_the_rows_and_hold_their_own_auc():
     split, scores, _, _ = make_split()
     described = evaluate(scores, split, num_resamples=10)

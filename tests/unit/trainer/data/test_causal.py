@@ -1,11 +1,13 @@
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.unit.trainer.data.naive_causal import HISTORIES, assert_same, naive_rows
 from trainer.data.causal import CausalConfig, CausalFeatures
 from trainer.data.ragged import Ragged
+from trainer.data.writer import ragged_column
 
 NUM_USERS, NUM_ITEMS, NUM_GENRES = 7, 11, 4
 CONFIG = CausalConfig(max_history=5, session_gap=30, prior=3.0)
@@ -112,3 +114,48 @@ def test_bad_input_is_named():
         stream.transform(**log)
     with pytest.raises(ValueError, match="session_gap is 0"):
         CausalConfig(session_gap=0)
+
+
+def test_wide_ids_stay_what_they_are():
+    ids = np.arange(NUM_ITEMS) * 10**12 + 2**32
+    log = random_log(50)
+    found = features().transform(**log).table_columns(ids)
+    expected = naive_rows(log, GENRES, CONFIG)
+    for name in HISTORIES:
+        assert found[name].type.value_type == pa.int64()
+        assert found[name].to_pylist() == [[ids[i] for i in row[name]] for row in expected]
+    narrow = features().transform(**log).table_columns(np.arange(NUM_ITEMS) + 7)
+    assert narrow["history"].type.value_type == pa.int32()
+
+
+def test_positions_beyond_int32_are_held(monkeypatch):
+    lengths = np.zeros(4, dtype=int)
+    few = CausalFeatures(
+        num_users=2,
+        item_genres=Ragged.from_lengths(np.zeros(0, int), lengths),
+        num_genres=1,
+        config=CONFIG,
+    )
+    assert few._ring.dtype == np.int32
+    monkeypatch.setattr("trainer.data.causal.MOST_NARROW", 3)
+    wide = CausalFeatures(
+        num_users=2,
+        item_genres=Ragged.from_lengths(np.zeros(0, int), lengths),
+        num_genres=1,
+        config=CONFIG,
+    )
+    assert wide._ring.dtype == np.int64
+    log = {
+        "users": np.zeros(3, int),
+        "items": np.array([3, 2, 1]),
+        "timestamps": np.arange(3),
+        "positives": np.array([True, False, True]),
+    }
+    assert wide.transform(**log).history.values.tolist() == [3, 3]
+
+
+def test_lists_beyond_int32_are_refused_unless_wide():
+    lists = Ragged.from_lengths(np.array([2**31]), np.array([1]))
+    with pytest.raises(ValueError, match="expected int32 values, found 2147483648"):
+        ragged_column(lists)
+    assert ragged_column(lists, is_wide=True).to_pylist() == [[2**31]]

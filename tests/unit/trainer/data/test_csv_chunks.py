@@ -43,6 +43,14 @@ def test_lines_of_other_lengths_and_empty_files_are_named(text, tmp_path):
         list(file.chunks())
 
 
+def test_a_truncated_archive_is_named(tmp_path):
+    text = "a,b\n" + "".join(f"{hash(str(at))},{at}\n" for at in range(5_000))
+    file = csv_file(tmp_path / "rows.gz", text)
+    file.path.write_bytes(file.path.read_bytes()[:-2_000])
+    with pytest.raises(ValueError, match=r"rows\.gz: expected the test's file.*[Tt]runcated"):
+        list(file.chunks())
+
+
 def test_missing_files_and_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file; expected the test's file"):
         CsvFile(
