@@ -24,6 +24,19 @@ from trainer.run_inputs import load_tokens
 CELLS = Path("runs/cells")
 
 
+def log_digest(folder: Path) -> bytes:
+    """What tells a log from another at the same place.
+
+    Its manifest; where another hand wrote the log, names, sizes and times of its files.
+    """
+    manifest = folder / "manifest.json"
+    if manifest.exists():
+        return manifest.read_bytes()
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*.parquet"))]
+    found = [(str(path.relative_to(folder)), at.st_size, at.st_mtime_ns) for path, at in files]
+    return repr(found).encode()
+
+
 def item_embeddings_digest(item: object) -> bytes:
     """Of the file of item embeddings that a model's items, or a retriever's content, are read from.
 
@@ -58,8 +71,7 @@ class Cells:
         tokens = load_tokens(experiment)
         digest.update(tokens.fingerprint.encode() if tokens is not None else b"")
         digest.update(item_embeddings_digest(experiment.model.item))
-        manifest = experiment.data.folder / "manifest.json"
-        digest.update(manifest.read_bytes() if manifest.exists() else b"")
+        digest.update(log_digest(experiment.data.folder))
         name = f"{experiment.data.folder.name}_{experiment.name}_seed{experiment.train.seed}"
         key = digest.hexdigest()[:12]
         found = sorted(self.root.glob(f"*_{key}"))

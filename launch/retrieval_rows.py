@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from launch.cells import item_embeddings_digest
+from launch.cells import item_embeddings_digest, log_digest
 from launch.fitted_retrievers import FittedRetriever, fit_missing
 from launch.ranks import run_on_ranks
 from trainer.baselines.retriever import without_known
@@ -109,11 +109,12 @@ class RetrievalRows:
         self, task: RetrievalTask, seeds: Sequence[int]
     ) -> dict[str, tuple[RetrievalRun, ...]]:
         """Lists of what retrieves alone, by title: fitted now, or kept from another comparison."""
-        manifest = self.dataset.folder / "manifest.json"
+        schema = self.dataset.schema
         decisive = (
             self.splits,
             (task.leave_out_history, self.study.cases_per_user),
-            manifest.read_bytes() if manifest.exists() else b"",
+            (schema.labels[0], schema.histories[0].name, schema.user, schema.item),
+            log_digest(self.dataset.folder),
         )
         fitted = []
         for config in self.study.retrievers:

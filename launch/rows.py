@@ -12,6 +12,7 @@ from tokenization.quality import mem_bags
 from trainer.data.schema import RowRange
 from trainer.experiment import Experiment
 from trainer.modules.hybrid_tokens import GEN_TOKEN, ITEM_ID, MEM_TOKEN
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.predictions import Predictions
 from trainer.report import CurvePoint, ReportRow, RowRun
 from trainer.run_folder import RunFolder
@@ -19,7 +20,9 @@ from trainer.run_inputs import load_tokens
 
 
 def what_stands_for_an_item(experiment: Experiment) -> str:
-    """`item_id`, `gen_token`, `mem_token`, `hybrid`, or `mixed` (tokens and IDs)."""
+    """`item_id`, `gen_token`, `mem_token`, `hybrid`, `mixed` (tokens and IDs), or `learned`."""
+    if isinstance(experiment.model.item, LearnedTokensConfig):
+        return "learned"
     tables = experiment.item_tables
     gen, mem = GEN_TOKEN in tables, MEM_TOKEN in tables
     if not (gen or mem):

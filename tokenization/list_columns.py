@@ -1,4 +1,4 @@
-"""List columns of any size: Arrow counts the values of lists in int32, so large ones are chunked."""
+"""List columns of any size: Arrow counts values of lists in int32, so large ones are chunked."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def list_column(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.ChunkedA
     while cuts[-1] < len(offsets) - 1:
         reach = np.searchsorted(offsets, offsets[cuts[-1]] + MOST_VALUES, side="right") - 1
         cuts.append(max(cuts[-1] + 1, int(reach)))
-    chunks = []
+    chunks: list[pa.Array[Any]] = []
     for start, stop in pairwise(cuts):
         first, last = offsets[start], offsets[stop]
         own = pa.array((offsets[start : stop + 1] - first).astype(np.int32))
         chunks.append(pa.ListArray.from_arrays(own, pa.array(values[first:last])))
-    return pa.chunked_array(chunks, type=pa.list_(pa.from_numpy_dtype(values.dtype)))
+    kind: Any = pa.list_(pa.from_numpy_dtype(values.dtype))
+    found: pa.ChunkedArray[Any] = pa.chunked_array(chunks, type=kind)
+    return found
 
 
 def group_rows(widest: int) -> int:

@@ -208,9 +208,14 @@ def make_room(parallel: ParallelModel, stored: Mapping[str, StoredTensor]) -> No
                 if slot in values:
                     continue
                 if stored[f"{owner}/state/{slot}"].shape == ():
-                    values[slot] = torch.zeros((), dtype=torch.float32)
+                    # A fused optimizer reads its step on the device.
+                    device = parameter.device if own is optimizer.network_optimizer else None
+                    values[slot] = torch.zeros((), dtype=torch.float32, device=device)
                 else:
                     values[slot] = torch.zeros_like(parameter.detach())
+        for own in optimizer.table_optimizers.values():  # theirs is not stored, see `set_step`
+            for values in own.state.values():
+                values.setdefault("step", torch.tensor(0.0))
 
 
 def set_step(parallel: ParallelModel, step: int) -> None:

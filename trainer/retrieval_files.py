@@ -95,7 +95,8 @@ class PairFeatures:
 
     Raises:
         DataError: on a missing column, a pair that stands twice, or an item that is unknown.
-        ValueError: when the model has Type III features that are no numbers.
+        ValueError: when the model has Type III features that are no numbers, or was trained
+            without those of some impressions.
     """
 
     def __init__(
@@ -105,6 +106,12 @@ class PairFeatures:
             raise ValueError(
                 f"--cross: the model's cross features {', '.join(network.types.cross)} are ids; "
                 "pairs from a file can bring numbers alone, leave --cross out"
+            )
+        if network.config.cross_share < 1:
+            share = f"{network.config.cross_share:.0%}"
+            raise ValueError(
+                f"--cross: the model was trained with cross features of {share} of the impressions "
+                "(model.cross_share), and does not know what whole ones mean; leave --cross out"
             )
         self._network = network
         schema: DatasetSchema = dataset.schema

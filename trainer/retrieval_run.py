@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from trainer.batch import Batch
-from trainer.checkpoint_choice import AUTO
+from trainer.checkpoint_choice import AUTO, NEWEST
 from trainer.data.dataset import Dataset
 from trainer.data.reader import InteractionReader
 from trainer.data.schema import RowRange
@@ -284,4 +284,6 @@ def retrieve_part(
         asked: int64 rows to retrieve for, ascending.
         path: file that is written.
     """
-    TrainedRetriever(experiment, folder, options).retrieve_rows(rows, asked).save(path)
+    # The newest, since a run's predictions of the test part are of its last step.
+    model = TrainedRetriever(experiment, folder, options, NEWEST)
+    model.retrieve_rows(rows, asked).save(path)

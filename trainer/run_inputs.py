@@ -100,11 +100,11 @@ def check_item_embeddings(
 def embeddings_made(item: object) -> dict[str, Any] | None:
     """How the embeddings of a model that learns its tokens were made; None without a file of them.
 
-    Without what grows with the log, and may be other when a run goes on.
+    With the rows of the log that they know, if any: of other rows they are other vectors.
     """
     if not isinstance(item, LearnedTokensConfig) or item.embeddings is None:
         return None
-    return {name: value for name, value in read_made(item.embeddings).items() if name != "log_rows"}
+    return read_made(item.embeddings)
 
 
 def check_embeddings_made(item: object, checkpoint: StoredState) -> None:
@@ -118,7 +118,8 @@ def check_embeddings_made(item: object, checkpoint: StoredState) -> None:
         assert isinstance(item, LearnedTokensConfig)
         raise ValueError(
             f"{item.embeddings}: made with {now}, but {checkpoint.path} was trained on embeddings "
-            f"made with {stored}; make them again in that way, with `farewell embed`"
+            f"made with {stored}; make them again in that way, with `farewell embed` (--align-rows "
+            "for as many rows of the log)"
         )
 
 

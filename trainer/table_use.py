@@ -11,6 +11,7 @@ from sharding.dry_run import DenseReserve
 from sharding.tables import TableSpec
 from trainer.data.dataset import Dataset
 from trainer.experiment import Experiment
+from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.run_inputs import FLOPS_BATCH, item_features, last_batch, load_tokens
 
 
@@ -40,6 +41,10 @@ def measured_tables(experiment: Experiment) -> tuple[tuple[TableSpec, ...], str]
         for ids in (batch.pooled, batch.items)
         for key, count in _ids_by_key(ids).items()
     }
+    if isinstance(experiment.model.item, LearnedTokensConfig):
+        # Codes are chosen inside the network, so every row is looked up in each step.
+        for table in experiment.item_tables.values():
+            factors |= dict.fromkeys(table.features, table.rows / batch.batch_size)
     tables = tuple(
         table
         if table.pooling_factors is not None

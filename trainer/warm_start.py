@@ -36,6 +36,7 @@ from trainer.modules.hybrid_tokens import ITEM_ID
 from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill_rows, kind_misfit, misfit
+from trainer.run_inputs import check_embeddings_made
 from trainer.state_parts import Box, Part, fused_kernels, parts_of
 from trainer.stored_state import MANIFEST, StoredState, StoredTensor
 
@@ -44,6 +45,12 @@ logger = logging.getLogger(__name__)
 Outcome = Literal["taken", "grown", "remapped", "new", "left"]
 """Equal; first rows; rows by a remap; keeps its initial values; in the checkpoint alone."""
 _TOKEN_ROLES = {"gen_token": "gen_rows.npy", "mem_token": "mem_rows.npy"}
+
+_OF_TOKENIZER = (
+    *("network/encoder.", "network/quantizer."),
+    *("network/num_steps/", "network/initial_collision_rate/"),
+)
+"""Of a tokenizer inside the model, with the count of steps that decides when it rests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +145,12 @@ def warm_start(
     """
     source = open_checkpoint(_find(config.checkpoint), ranks)
     choice = _Choice(config, experiment, tokens, source, ranks.world_size)
+    if config.parts != "tables":
+        check_embeddings_made(experiment.model.item, source)
     if config.optimizer_state:
         make_room(parallel, source.tensors)
     parts = parts_of(parallel)
+    choice.look_at_encoder(parts)
     taken = {part.name: choice.outcome(part) for part in parts if "/state/" not in part.name}
     error = None
     try:
@@ -199,6 +209,7 @@ class _Choice:
         self._hashed = _hashed_tables(experiment)
         item = experiment.model.item
         self._learned = item if isinstance(item, LearnedTokensConfig) else None
+        self._other_encoder: str | None = None
         self._same_vocabulary = (
             tokens is not None and source.state.get("vocabulary") == tokens.vocabulary_fingerprint
         )
@@ -219,6 +230,15 @@ class _Choice:
                 "tokens from an artifact"
             )
 
+    def look_at_encoder(self, parts: Sequence[Part]) -> None:
+        """A tokenizer inside the model is taken over as a whole, or begins anew."""
+        for part in parts:
+            if part.name.startswith("network/encoder.") and "/state/" not in part.name:
+                found = self.outcome(part)
+                if found.outcome != "taken":
+                    self._other_encoder = f"{part.name} is not taken over ({found.why})"
+                    return
+
     def remap(self, part: Part) -> NDArray[np.int64]:
         """Old row of each new row of the table that a part is of."""
         return self._remaps[part.name.split("/")[1]]
@@ -229,6 +249,8 @@ class _Choice:
         stored = self._source.tensors.get(part.name)
         if kind == "network" and self._config.parts == "tables":
             return Taken(part.name, "new", "tables alone were asked for")
+        if self._other_encoder is not None and part.name.startswith(_OF_TOKENIZER):
+            return Taken(part.name, "new", self._other_encoder)
         if kind != "network" and self._config.parts == "dense":
             return Taken(part.name, "new", "the network alone was asked for")
         if kind == "sparse":
@@ -280,6 +302,8 @@ class _Choice:
         if self._learned is None:
             why = "its rows stand for other tokens; give the remap of `tokenize --drift-from`"
             return None if self._same_vocabulary else why
+        if self._other_encoder is not None:
+            return self._other_encoder
         # A tokenizer inside the model comes with the network, and its codebooks say what rows mean.
         stored = self._source.tensors.get("network/quantizer.codebooks_LKD/value")
         shape = (self._learned.num_levels, self._learned.num_codes, self._learned.dim)

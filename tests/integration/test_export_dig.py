@@ -14,6 +14,7 @@ from trainer.data.errors import DataError
 from trainer.predictions import Predictions
 from trainer.serving.encoded_items import E_ND
 from trainer.serving.export import TrainedRun, export_run
+from trainer.serving.folder import ServingError
 from trainer.serving.measure import TOLERANCE
 from trainer.serving.predictor import Predictor
 
@@ -106,14 +107,25 @@ def test_embeddings_made_in_another_way_are_refused(dig_run, tmp_path):
     path = str(tmp_path / "embeddings.parquet")
     item = replace(run.model.item, embedding_column=None, embeddings=path)
     moved = replace(run, model=replace(run.model, item=item))
-    run.source.state["item_embeddings"] = {"encoder": "minilm"}
+    run.source.state["item_embeddings"] = {"encoder": "minilm", "log_rows": 7}
     export_run(moved, tmp_path / "same", rows="fp32")
-    run.source.state["item_embeddings"] = {"encoder": "bge"}
+    run.source.state["item_embeddings"] = {"encoder": "minilm", "log_rows": 6}
+    with pytest.raises(ValueError, match=r"as many rows of the log"):
+        export_run(moved, tmp_path / "other", rows="fp32")
+    run.source.state["item_embeddings"] = {"encoder": "bge", "log_rows": 7}
     with pytest.raises(
         ValueError, match=r"made with .*minilm.*trained on embeddings made with .*bge"
     ):
         export_run(moved, tmp_path / "other", rows="fp32")
     assert not (tmp_path / "other").exists()
+
+
+def test_cross_features_that_follow_the_log_s_rows_are_refused(dig_run, tmp_path):
+    run = TrainedRun.open(dig_run)
+    some = replace(run, model=replace(run.model, cross_share=0.5))
+    with pytest.raises(ServingError, match="a request does not have"):
+        export_run(some, tmp_path / "some")
+    assert not (tmp_path / "some").exists()
 
 
 def test_text_embeddings_may_be_a_file(dig_run, tmp_path):

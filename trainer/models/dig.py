@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from sharding.tables import TableSpec
 from trainer.batch import Batch
 from trainer.models.ranking_network import NetworkOutputs, Precision, RankingNetwork
+from trainer.models.tower import RegularizedTower, TowerWithTurns
 from trainer.modules.catalogue_draws import drawn_items, drawn_rows
 from trainer.modules.dense_encoding import PiecewiseLinearEncoding
 from trainer.modules.feature_types import FeatureTypes
@@ -72,8 +73,8 @@ class DigNetwork(RankingNetwork):
         precision: of the matrix products; encoder and codebooks always compute in fp32.
 
     Raises:
-        ValueError: when features that DIG builds on are missing, or a table of SID embeddings has
-            other rows than there are (level, code).
+        ValueError: when features that DIG builds on are missing, a table of SID embeddings has
+            other rows than there are (level, code), or the tower has a loss or turns of its own.
     """
 
     config: DigModelConfig
@@ -137,6 +138,11 @@ class DigNetwork(RankingNetwork):
                 "target_x_history": dim,
             }
         )
+        if isinstance(self.tower, RegularizedTower | TowerWithTurns):
+            raise ValueError(
+                f"model.tower: {type(config.tower).__name__} adds a loss of its own or learns in "
+                "turns, which DIG's losses (Eq. 8) have no place for; take another tower"
+            )
         self.heads = nn.ModuleList(
             mlp(self.tower.out_dim, config.head_dims, 1) for _ in range(num_tasks)
         )

@@ -186,6 +186,12 @@ def export_run(
         tables=run.ranking_tables,
         vocabulary=None if tokens is None else tokens.vocabulary_fingerprint,
     )
+    share = getattr(run.model, "cross_share", 1.0)
+    if 0 < share < 1:
+        raise ServingError(
+            f"model.cross_share is {share}: cross features are taken from impressions by their "
+            "place in the log, which a request does not have; export a model with all or none"
+        )
     with written_whole(out) as folder:
         write_document(folder / MODEL, description.to_dict())
         state = {

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from configs import dig, dlrm_id
 from launch import cells as cells_module
-from launch.cells import Cells, item_embeddings_digest
+from launch.cells import Cells, item_embeddings_digest, log_digest
 from tokenization.embedding_table import EmbeddingTable
 from trainer.run_folder import RunFolder
 
@@ -58,6 +59,18 @@ def test_another_setting_or_another_log_is_another_cell(tmp_path, experiment):
     folders.append(cells.folder(experiment).path)
     assert len(set(folders)) == 3
     assert folders[0].name.startswith("data_dlrm_id_seed0_")
+
+
+def test_a_log_of_another_hand_is_known_by_its_files(tmp_path, experiment):
+    (experiment.data.folder / "manifest.json").unlink()
+    path = experiment.data.folder / "interactions" / "part-00000.parquet"
+    path.parent.mkdir()
+    path.write_bytes(b"abc")
+    before = log_digest(experiment.data.folder)
+    assert log_digest(experiment.data.folder) == before
+    path.write_bytes(b"abd")  # as long
+    os.utime(path, ns=(0, 0))
+    assert log_digest(experiment.data.folder) != before
 
 
 def test_other_item_embeddings_are_another_cell(tmp_path):

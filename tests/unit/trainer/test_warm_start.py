@@ -132,3 +132,28 @@ def test_remap_is_refused_where_tokens_are_learned(tmp_path):
     config = WarmStart(checkpoint=path, remap=tmp_path)
     with pytest.raises(ValueError, match="no table of tokens from an artifact"):
         _Choice(config, dig.smoke(), None, StoredState(path), 1)
+
+
+def test_a_tokenizer_is_taken_as_a_whole_or_not_at_all(tmp_path):
+    experiment = dig.smoke()
+    table = next(t for t in experiment.tables if t.role == "gen_token")
+    shapes = {
+        f"table/{table.name}/weight": (table.rows, table.dim),
+        "network/quantizer.codebooks_LKD/value": (3, 32, 32),
+        "network/num_steps/value": (1,),
+        "network/encoder.norm.weight/value": (32,),
+        "network/encoder.text.weight/value": (64, 32),
+        "network/tower.blocks.0.weight/value": (5, 5),
+    }
+    stored = {name: whole(torch.ones(shape)) for name, shape in shapes.items()}
+    path = write_checkpoint(tmp_path / "step_0000000001", stored)
+    for width, outcome in ((32, "taken"), (40, "new")):
+        chosen = _Choice(WarmStart(checkpoint=path), experiment, None, StoredState(path), 1)
+        shapes["network/encoder.text.weight/value"] = (64, width)
+        parts = [Part(n, s, Box.whole(s), torch.zeros(s)) for n, s in shapes.items()]
+        chosen.look_at_encoder(parts)
+        found = {part.name: chosen.outcome(part) for part in parts}
+        assert found.pop("network/tower.blocks.0.weight/value").outcome == "taken"
+        assert {one.outcome for one in found.values()} == {outcome}
+        if outcome == "new":
+            assert all("encoder.text.weight" in one.why for one in found.values())

@@ -8,6 +8,7 @@ import torch
 from tests.integration import tiny_dig
 from tests.integration.tiny_dig import CONFIG, ITEM, NUM_ITEMS, dig_model, variant
 from trainer.models.ranking_model import RankingModel
+from trainer.models.rankmixer_moe import RankMixerMoEConfig
 from trainer.modules.learned_tokens import LearnedTokensConfig
 
 
@@ -29,6 +30,12 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
 def test_settings_of_the_model_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         variant(**changes)
+
+
+def test_towers_with_a_loss_of_their_own_are_refused():
+    tower = RankMixerMoEConfig(num_tokens=4, dim=16, num_layers=1)
+    with pytest.raises(ValueError, match="RankMixerMoEConfig adds a loss of its own"):
+        dig_model(config=variant(tower=tower))
 
 
 def test_parts_of_batches_are_refused():
