@@ -28,6 +28,7 @@ from trainer.experiment import Experiment
 from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
 from trainer.predictions import Predictions
+from trainer.residual_ids import STATE, check_residual_ids, digest_of, residual_ids
 from trainer.resumption import check_resumable, training_fingerprint
 from trainer.run_cost import Clock, peak_memory_bytes, run_cost
 from trainer.run_folder import RunFolder, write_json
@@ -84,6 +85,7 @@ class Trainer:
         self.splits = self.dataset.split(data.split)
         self.tokens = load_tokens(experiment)
         self.item_features = item_features(experiment, self.dataset, self.tokens)
+        self._residual_ids = residual_ids(experiment, self.dataset, self.item_features)
         self.reader = InteractionReader(
             self.dataset,
             rows=self.splits.train,
@@ -183,9 +185,12 @@ class Trainer:
 
         Raises:
             CheckpointError: when it was saved by other settings.
+            ValueError: when item embeddings or rows of item IDs are not what they were.
         """
         check_resumable(path, self.experiment, self.tokens)
-        check_embeddings_made(self.experiment.model.item, StoredState(path))
+        stored = StoredState(path)
+        check_embeddings_made(self.experiment.model.item, stored)
+        check_residual_ids(self._residual_ids, stored)
         return load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
 
     def load_chosen(self, which: str) -> ChosenCheckpoint:
@@ -226,7 +231,12 @@ class Trainer:
         """Take over what the run was told to, and leave a report."""
         config = WarmStart.from_dict(json.loads(self.run_folder.given_warm_start.read_text()))
         taken = warm_start_model(
-            config, self.parallel, self.ranks, experiment=self.experiment, tokens=self.tokens
+            config,
+            self.parallel,
+            self.ranks,
+            experiment=self.experiment,
+            tokens=self.tokens,
+            residual_ids=self._residual_ids,
         )
         if self.ranks.is_first:
             write_json(self.run_folder.warm_start_report, [asdict(one) for one in taken])
@@ -247,6 +257,7 @@ class Trainer:
                 "experiment": training_fingerprint(self.experiment),
                 "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
                 "item_embeddings": embeddings_made(self.experiment.model.item),
+                STATE: digest_of(self._residual_ids),
                 "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},

@@ -36,6 +36,7 @@ from trainer.modules.hybrid_tokens import ITEM_ID
 from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill_rows, kind_misfit, misfit
+from trainer.residual_ids import STATE, digest_of
 from trainer.run_inputs import check_embeddings_made
 from trainer.state_parts import Box, Part, fused_kernels, parts_of
 from trainer.stored_state import MANIFEST, StoredState, StoredTensor
@@ -125,6 +126,7 @@ def warm_start(
     *,
     experiment: Experiment,
     tokens: TokenArtifact | None,
+    residual_ids: NDArray[np.int64] | None = None,
 ) -> list[Taken]:
     """Take over what fits; every rank calls this, before the first step.
 
@@ -134,6 +136,8 @@ def warm_start(
         ranks: this process among all.
         experiment: of the run that begins.
         tokens: that it reads.
+        residual_ids: of the items that have rows in a table beside them, see
+            `trainer.residual_ids`.
 
     Returns:
         What became of each table and tensor of the model and of the checkpoint, sorted by name;
@@ -144,7 +148,7 @@ def warm_start(
         ValueError: when a named table or the remap is not there.
     """
     source = open_checkpoint(_find(config.checkpoint), ranks)
-    choice = _Choice(config, experiment, tokens, source, ranks.world_size)
+    choice = _Choice(config, experiment, tokens, source, ranks.world_size, residual_ids)
     if config.parts != "tables":
         check_embeddings_made(experiment.model.item, source)
     if config.optimizer_state:
@@ -201,8 +205,10 @@ class _Choice:
         tokens: TokenArtifact | None,
         source: StoredState,
         num_ranks: int,
+        residual_ids: NDArray[np.int64] | None = None,
     ) -> None:
         self._config = config
+        self._residual_ids = digest_of(residual_ids)
         self._num_ranks = num_ranks
         self._source = source
         self._specs = {table.name: table for table in experiment.tables}
@@ -322,6 +328,10 @@ class _Choice:
             why = f"{carried} of {table.rows} rows from {stored.shape[0]}, others their mean"
             return Taken(part.name, "remapped", why)
         if table.role in _TOKEN_ROLES and (why := self._other_tokens()) is not None:
+            return Taken(part.name, "new", why)
+        kept = self._source.state.get(STATE)
+        if ITEM_ID in table.features and kept is not None and kept != self._residual_ids:
+            why = "its rows belong to the items with most impressions of another training part"
             return Taken(part.name, "new", why)
         if stored.shape == part.shape:
             return Taken(part.name, "taken")

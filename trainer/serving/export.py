@@ -28,6 +28,7 @@ from trainer.distributed import runs_bf16_natively
 from trainer.models.ranking_network import Precision, RankingModelConfig
 from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.modules.parallel_tokens import TokenItemConfig
+from trainer.residual_ids import check_residual_ids
 from trainer.run_folder import RunFolder, package_versions
 from trainer.run_inputs import check_embeddings_made
 from trainer.serving.description import ModelDescription, known_classes, restored
@@ -290,7 +291,9 @@ def _identity(run: TrainedRun) -> dict[str, Tensor]:
             dataset = run.dataset()
             train = dataset.split(run.split).train
             kept = most_exposed_items(dataset, rows=train, num_rows=table.rows)
-            found[f"{table.name}/item_ids"] = dataset.item_ids[kept.lengths > 0]
+            ids = dataset.item_ids[kept.lengths > 0]
+            check_residual_ids(ids, run.source)
+            found[f"{table.name}/item_ids"] = ids
     return {name: torch.from_numpy(np.ascontiguousarray(ids)) for name, ids in found.items()}
 
 
