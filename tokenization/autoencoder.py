@@ -121,6 +121,22 @@ def revive_dead_codes(
     return len(dead)
 
 
+def recent_points(before: Tensor | None, batch_BH: Tensor, least: int, *, dim: int = 0) -> Tensor:
+    """Points to revive codewords on: the last batch, with the last ones before where it is small.
+
+    Args:
+        before: what this returned for the batch before; None for the first.
+        batch_BH: the last batch's points.
+        least: points that are wanted.
+        dim: that counts points.
+    """
+    if before is None or batch_BH.shape[dim] >= least:
+        return batch_BH.detach()
+    both = torch.cat([before, batch_BH.detach()], dim=dim)
+    number = min(least, both.shape[dim])
+    return both.narrow(dim, both.shape[dim] - number, number)
+
+
 def blocks(array: NDArray[np.generic]) -> Iterator[Tensor]:
     """Yield a matrix in blocks of rows, as tensors of their own."""
     for start in range(0, len(array), _BLOCK):

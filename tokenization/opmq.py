@@ -23,6 +23,7 @@ from tokenization.autoencoder import (
     nearest_codeword,
     network_tensors,
     perceptron,
+    recent_points,
     revive_dead_codes,
     train,
 )
@@ -248,7 +249,8 @@ def _train(network: OPMQNetwork, embeddings: Embeddings, config: OPMQ) -> None:
             counts_EK[expert] += torch.bincount(codes_B, minlength=config.num_codes)
         if config.codewords == "ema":
             means.step(codes_EB, z_EBH)
-        recent[:] = [z_EBH]
+        before = recent[0] if recent else None
+        recent[:] = [recent_points(before, z_EBH, config.num_codes, dim=1)]
         return value
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from tokenization.base import check_at_least
 
 logger = logging.getLogger(__name__)
 
+_BLOCK_ROWS = 1 << 20
 _GROUP_ROWS = 20_000_000  # rows of the log whose users are worked off together
 
 
@@ -88,10 +89,23 @@ class ClickLog:
         return min(int(total * self.share), total if self.rows is None else self.rows)
 
     def clicks(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the columns of positive rows, block by block."""
+        """Yield the columns of positive rows, some 2^20 at a time, whatever the row groups are."""
+        waiting: list[dict[str, NDArray[Any]]] = []
+        number = 0
+        for block in self._batches():
+            waiting.append(block)
+            number += len(block[self.user])
+            if number >= _BLOCK_ROWS:
+                yield _joined(waiting)
+                waiting, number = [], 0
+        if waiting:
+            yield _joined(waiting)
+
+    def _batches(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """The same, as the file has them."""
         log = self.open()
         left = self.num_rows
-        for batch in log.to_batches(columns=self.columns, batch_size=1 << 20):
+        for batch in log.to_batches(columns=self.columns, batch_size=_BLOCK_ROWS):
             batch = batch.slice(0, left)
             left -= len(batch)
             if self.positive is not None:
@@ -163,7 +177,7 @@ def mine_co_clicks(
     for group in range(num_groups):
         users, places = [], []
         for block in log.clicks():
-            mine = block[log.user] % num_groups == group
+            mine = _group_of(block[log.user], num_groups) == group
             users.append(block[log.user][mine])
             places.append(np.searchsorted(items, block[log.item][mine]))
         found = _pairs_in_windows(np.concatenate(users), np.concatenate(places), len(items), window)
@@ -225,12 +239,13 @@ def mine_query_items(log: ClickLog, *, min_count: int = 1, max_pairs: int = 2_00
     for block in log.clicks():
         table = pa.table({"left": block[log.query], "right": block[log.item]})
         parts.append(table.group_by(["left", "right"]).aggregate([([], "count_all")]))
-    merged = pa.concat_tables(parts).group_by(["left", "right"]).aggregate([("count_all", "sum")])
-    merged = merged.filter(pc.field("count_all_sum") >= min_count)
+        if sum(part.num_rows for part in parts[1:]) > parts[0].num_rows:
+            parts = [_summed(parts)]
+    merged = _summed(parts).filter(pc.field("count_all") >= min_count)
     if not merged.num_rows:
         raise ValueError(f"{log.path}: no query has an item clicked {min_count} times")
     left, right, count = (
-        merged[name].to_numpy().astype(np.int64) for name in ("left", "right", "count_all_sum")
+        merged[name].to_numpy().astype(np.int64) for name in ("left", "right", "count_all")
     )
     order = np.lexsort((right, left, -count))[:max_pairs]
     return Pairs(
@@ -269,12 +284,33 @@ def query_id(queries: NDArray[np.int64]) -> NDArray[np.int64]:
 def _count_items(log: ClickLog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Clicked item ids, ascending, and their clicks."""
     items, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    waiting = [(items, counts)]
     for block in log.clicks():
-        found, clicks = np.unique(block[log.item].astype(np.int64), return_counts=True)
-        items, counts = _merge(np.concatenate([items, found]), np.concatenate([counts, clicks]))
+        waiting.append(np.unique(block[log.item].astype(np.int64), return_counts=True))
+        # What waits is merged once it is as much as there is, so that items are sorted log times.
+        if sum(len(found) for found, _ in waiting[1:]) > len(waiting[0][0]):
+            waiting = [_merge(*map(np.concatenate, zip(*waiting, strict=True)))]
+    items, counts = _merge(*map(np.concatenate, zip(*waiting, strict=True)))
     if not len(items):
         raise ValueError(f"{log.path}: expected clicks, found none in the rows that are read")
     return items, counts
+
+
+def _joined(blocks: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Blocks as one."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _group_of(users: NDArray[Any], num_groups: int) -> NDArray[np.uint64]:
+    """A group for each user, as many users in each whatever the ids have in common."""
+    hashed = users.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (hashed >> np.uint64(32)) % np.uint64(num_groups)
+
+
+def _summed(parts: list[pa.Table]) -> pa.Table:
+    """Counts of pairs in several tables as one."""
+    whole = pa.concat_tables(parts).group_by(["left", "right"])
+    return whole.aggregate([("count_all", "sum")]).rename_columns(["left", "right", "count_all"])
 
 
 def _merge(

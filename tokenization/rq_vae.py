@@ -22,6 +22,7 @@ from tokenization.autoencoder import (
     nearest_codeword,
     network_tensors,
     perceptron,
+    recent_points,
     revive_dead_codes,
     train,
 )
@@ -204,7 +205,8 @@ def train_network(
         value, codes_BL, seen_BLH = network(x_BD)
         for level in range(config.num_levels):
             counts_LK[level] += torch.bincount(codes_BL[:, level], minlength=config.num_codes)
-        recent[:] = [seen_BLH]
+        before = recent[0] if recent else None
+        recent[:] = [recent_points(before, seen_BLH, config.num_codes)]
         return value
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenization.autoencoder import revive_dead_codes
+from tokenization.autoencoder import recent_points, revive_dead_codes
 from tokenization.opmq import OPMQ, OPMQNetwork, RunningMeans
 from tokenization.rq_vae import RQVAE, RQVAENetwork
 
@@ -188,3 +188,15 @@ def test_the_regulariser_makes_experts_orthogonal():
 def test_settings_out_of_range(config, settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
+
+
+def test_a_small_last_batch_is_filled_up_with_the_one_before():
+    points = torch.arange(20.0).view(10, 2).requires_grad_()
+    first = recent_points(None, points[:6], 4)
+    assert not first.requires_grad
+    assert first.tolist() == points[:6].tolist()
+    assert recent_points(first, points[2:7], 4).tolist() == points[2:7].tolist()
+    assert recent_points(first, points[9:], 4).tolist() == points[[3, 4, 5, 9]].tolist()
+    assert recent_points(points[:1].detach(), points[9:], 4).tolist() == points[[0, 9]].tolist()
+    sides = recent_points(first.expand(3, 6, 2), points[9:].expand(3, 1, 2), 4, dim=1)
+    assert sides.shape == (3, 4, 2)

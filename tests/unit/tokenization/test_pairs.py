@@ -148,6 +148,35 @@ def test_neighbours_of_each_item_best_first(log):
         assert mine == [scores[item, other] for other in ranked[:2]]
 
 
+def test_blocks_of_clicks_do_not_follow_row_groups(log, monkeypatch):
+    monkeypatch.setattr(pairs_module, "_BLOCK_ROWS", 300)
+    blocks = list(log[0].clicks())
+    assert [len(block["user_id"]) >= 300 for block in blocks[:-1]] == [True] * (len(blocks) - 1)
+    liked = log[1]["like"] > 0
+    for name in ("user_id", "item_id", "query_id"):
+        found = np.concatenate([block[name] for block in blocks])
+        assert found.tolist() == log[1][name][liked].tolist()
+
+
+def test_counts_do_not_depend_on_blocks(log, monkeypatch):
+    whole = pairs_module._count_items(log[0])
+    queries = mine_query_items(log[0])
+    monkeypatch.setattr(pairs_module, "_BLOCK_ROWS", 10)
+    parts = pairs_module._count_items(log[0])
+    assert [one.tolist() for one in parts] == [one.tolist() for one in whole]
+    again = mine_query_items(log[0])
+    assert (again.left.tolist(), again.count.tolist()) == (
+        queries.left.tolist(),
+        queries.count.tolist(),
+    )
+
+
+def test_groups_of_users_are_even_whatever_their_ids_have_in_common():
+    users = np.arange(100_000) * 1_024
+    counts = np.bincount(pairs_module._group_of(users, 8).astype(int), minlength=8)
+    assert counts.min() > 0.9 * counts.max()
+
+
 def test_labels_may_be_boolean(log, tmp_path):
     of_ints, rows = log
     table = pa.table({**rows, "like": rows["like"].astype(bool)})
