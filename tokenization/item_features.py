@@ -49,12 +49,7 @@ def read_features(
         raise ValueError(f"{path}: expected column {missing[0]!r}, found {', '.join(schema.names)}")
     table = pq.read_table(path, columns=["item_id", *columns]).combine_chunks()
     blocks = [_encoded(table[name].combine_chunks(), f"{path}, column {name}") for name in columns]
-    products = _products(blocks)
-    if products:
-        crossed = np.concatenate(products, axis=1)
-        held = crossed.sum(axis=0)
-        kept = np.argsort(-held, kind="stable")[:MAX_PRODUCTS]
-        blocks.append(crossed[:, np.sort(kept[held[kept] >= MIN_ITEMS])])
+    blocks += _best_products(blocks)
     features = np.concatenate([standard(block) for block in blocks if block.shape[1]], axis=1)
     ids = table["item_id"].to_numpy()
     order = np.argsort(ids)
@@ -69,17 +64,32 @@ def standard(block: NDArray[np.floating]) -> NDArray[np.float32]:
     return (centred / (size or 1.0)).astype(np.float32)
 
 
-def _products(blocks: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Products of different columns; a list of categories is crossed with itself, too."""
-    products = [
-        (one[:, :, None] * other[:, None, :]).reshape(len(one), -1)
-        for one, other in itertools.combinations(blocks, 2)
-    ]
+def _best_products(blocks: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Products of different columns that most items have, side by side; an empty list for none.
+
+    A list of categories is crossed with itself, too. How many items have a product is in the
+    blocks' Gram matrices, so that only those that are kept are computed.
+    """
+    every = []  # (one block, the other, their columns in products, items that have each)
+    for one, other in itertools.combinations(blocks, 2):
+        left, right = np.divmod(np.arange(one.shape[1] * other.shape[1]), other.shape[1])
+        every.append((one, other, left, right, (one.T @ other).reshape(-1)))
     for block in blocks:
         if np.isin(block, (0, 1)).all() and (block.sum(axis=1) > 1).any():
             left, right = np.triu_indices(block.shape[1], 1)
-            products.append(block[:, left] * block[:, right])
-    return products
+            every.append((block, block, left, right, (block.T @ block)[left, right]))
+    if not every:
+        return []
+    held = np.concatenate([counts for *_, counts in every])
+    kept = np.argsort(-held, kind="stable")[:MAX_PRODUCTS]
+    is_kept = np.zeros(len(held), dtype=np.bool_)
+    is_kept[kept[held[kept] >= MIN_ITEMS]] = True
+    starts = np.cumsum([len(counts) for *_, counts in every])[:-1]
+    products = [
+        one[:, left[mine]] * other[:, right[mine]]
+        for (one, other, left, right, _), mine in zip(every, np.split(is_kept, starts), strict=True)
+    ]
+    return [np.concatenate(products, axis=1)]
 
 
 def _encoded(column: pa.Array[Any], place: str) -> NDArray[np.float32]:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from trainer.data.schema import DatasetSchema, TimesSplit
 from trainer.data.spill import Spill
-from trainer.data.time_order import CHUNK_ROWS
 
 PART = "part"
 """Column of the part: 0 for training, 1 for validation, 2 for the test."""
@@ -79,6 +78,4 @@ def in_order_of_parts(chunks: Iterable[pa.Table], *, beside: Path) -> Iterator[p
             part = chunk[PART].to_numpy()
             yield chunk.filter(pa.array(part == 0))
             waiting.add(chunk.filter(pa.array(part > 0)), part[part > 0])
-        for table in waiting.parts():
-            for start in range(0, table.num_rows, CHUNK_ROWS):
-                yield table.slice(start, CHUNK_ROWS)
+        yield from waiting.chunks()

@@ -42,6 +42,16 @@ class Spill:
 
     def parts(self) -> Iterator[pa.Table]:
         """Each part whole, in order of their numbers; a part's file is gone after it was read."""
+        for reader in self._read():
+            yield reader.read_all()
+
+    def chunks(self) -> Iterator[pa.Table]:
+        """The same in the pieces that were added, for parts that are too large for memory."""
+        for reader in self._read():
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+
+    def _read(self) -> Iterator[pa.RecordBatchStreamReader]:
         for writer in self._writers.values():
             writer.close()
         for number in sorted(self._writers):
@@ -49,10 +59,8 @@ class Spill:
                 pa.OSFile(str(self._path(number)), "rb") as file,
                 pa.ipc.open_stream(file) as reader,
             ):
-                table = reader.read_all()
+                yield reader
             self._path(number).unlink()
-            yield table
-            del table
         self._writers = {}
 
     def _path(self, number: int) -> Path:

@@ -21,6 +21,9 @@ BYTES_OF_USERS = 256 << 20
 """Of the source's file, whose rows are in memory together while users are looked at."""
 ROWS_OF_TIME = 2_000_000
 """Rows that are in memory together while they are put in order."""
+MOST_PARTS = 500
+"""Files that are open at a time; a process may have a thousand or so. Parts of logs beyond 500 times
+the above are larger."""
 CHUNK_ROWS = 65_536
 
 ROW = "row"
@@ -29,7 +32,7 @@ ROW = "row"
 
 def parts_of_file(path: Path) -> int:
     """Parts that users are put into, so that the rows of a part fit in memory."""
-    return 1 + path.stat().st_size // BYTES_OF_USERS
+    return min(MOST_PARTS, 1 + path.stat().st_size // BYTES_OF_USERS)
 
 
 def in_time_order(
@@ -66,10 +69,11 @@ def in_time_order(
         known = np.array(sorted(hours), np.int64)
         ends = np.cumsum([hours[hour] for hour in known.tolist()])
         by_time = Spill(Path(folder) / "times")
+        rows_of_time = max(ROWS_OF_TIME, -(-num_rows // MOST_PARTS))
         for part in by_user.parts():
             rows_of_users = of_users(part)
             hour = np.searchsorted(known, rows_of_users["timestamp"].to_numpy() // HOUR)
-            by_time.add(rows_of_users, (ends[hour] - 1) // ROWS_OF_TIME)
+            by_time.add(rows_of_users, (ends[hour] - 1) // rows_of_time)
         for part in by_time.parts():
             order = np.lexsort((part[ROW].to_numpy(), part["timestamp"].to_numpy()))
             ordered = part.take(order)

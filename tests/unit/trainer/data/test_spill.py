@@ -19,3 +19,14 @@ def test_parts_come_back_whole_in_order_and_leave_nothing(tmp_path):
         assert one.equals(table.take(np.flatnonzero(part == number)))
     assert list((tmp_path / "parts").iterdir()) == []
     assert list(spill.parts()) == []
+
+
+def test_parts_come_back_in_the_pieces_that_were_added(tmp_path):
+    spill = Spill(tmp_path / "parts")
+    table = pa.table({"row": np.arange(20)})
+    part = np.arange(20) % 2
+    for start in (0, 8):
+        spill.add(table.slice(start, 8), part[start : start + 8])
+    pieces = [one["row"].to_pylist() for one in spill.chunks()]
+    assert pieces == [[0, 2, 4, 6], [8, 10, 12, 14], [1, 3, 5, 7], [9, 11, 13, 15]]
+    assert list((tmp_path / "parts").iterdir()) == []

@@ -56,3 +56,25 @@ def test_larger_files_have_more_parts(tmp_path, monkeypatch):
     assert parts_of_file(tmp_path / "log") == 1
     monkeypatch.setattr(time_order, "BYTES_OF_USERS", 300)
     assert parts_of_file(tmp_path / "log") == 4
+    monkeypatch.setattr(time_order, "MOST_PARTS", 3)
+    assert parts_of_file(tmp_path / "log") == 3
+
+
+def test_few_files_are_open_however_long_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(time_order, "ROWS_OF_TIME", 10)
+    monkeypatch.setattr(time_order, "MOST_PARTS", 5)
+    log, parts = chunks(np.random.default_rng(1))
+    made = []
+    plain = time_order.Spill.add
+
+    def add(self, table, part):
+        made.append(int(part.max(initial=0)) + 1)
+        plain(self, table, part)
+
+    monkeypatch.setattr(time_order.Spill, "add", add)
+    found = pa.concat_tables(
+        in_time_order(iter(parts), lambda rows: rows, num_parts=2, beside=tmp_path)
+    )
+    assert max(made) <= 5
+    times = log["timestamp"].to_numpy()
+    assert found["row"].to_pylist() == np.argsort(times, kind="stable").tolist()
