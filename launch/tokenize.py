@@ -24,6 +24,7 @@ catalogue needs smaller ones (gen rows + mem rows well below the number of items
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ from tokenization.base import Embeddings, TokenizerConfig
 from tokenization.collaborative import CollaborativeRQVAE, join_collaborative
 from tokenization.combinations import MEM_KINDS
 from tokenization.drift import Drift, measure_drift
-from tokenization.embedding_table import EmbeddingTable, read_items
-from tokenization.exposures import count_exposures
+from tokenization.embedding_table import EmbeddingTable, read_items, read_made
+from tokenization.exposures import count_exposures, exposed_rows
 from tokenization.mem_tokens import MemTokens
 from tokenization.pairs import ClickLog, mine_co_clicks, top_neighbours
 from tokenization.pipeline import fit_tokens, fit_tokens_on_disk
@@ -88,6 +89,7 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
     quality = measure_quality(measured, embeddings)
     if args.report is not None:
         _report(args, args.report, measured, embeddings)
+    artifact = _with_known_rows(args, artifact)
     artifact.save(args.out)
     if args.json is not None:
         _write_json(args.json, artifact, quality)
@@ -150,6 +152,18 @@ def _weights(args: TokenizeArgs, item_ids: NDArray[np.int64]) -> NDArray[np.int6
     if args.exposures is None:
         return None
     return count_exposures(args.exposures, item_ids, share=args.exposure_share)
+
+
+def _with_known_rows(args: TokenizeArgs, artifact: TokenArtifact) -> TokenArtifact:
+    """Note the rows of a log that the tokens know by exposures, or by embeddings of an update."""
+    rows = [artifact.manifest.get("log_rows", 0)]
+    if args.exposures is not None:
+        rows.append(exposed_rows(args.exposures, args.exposure_share))
+    if args.update is not None:
+        rows.append(read_made(args.embeddings).get("log_rows", 0))
+    if not any(rows):
+        return artifact
+    return dataclasses.replace(artifact, manifest={**artifact.manifest, "log_rows": max(rows)})
 
 
 def _fit_on_disk(args: TokenizeArgs) -> TokenArtifact | None:

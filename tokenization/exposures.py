@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 
+def exposed_rows(path: Path, share: float) -> int:
+    """Rows of a log that `count_exposures` looks at."""
+    return int(_open(path).count_rows() * share)
+
+
 def count_exposures(
     path: Path, item_ids: NDArray[np.int64], *, share: float = 1.0, column: str = "item_id"
 ) -> NDArray[np.int64]:
@@ -33,12 +38,7 @@ def count_exposures(
     """
     if not 0 < share <= 1:
         raise ValueError(f"exposure share: expected above 0 and at most 1, found {share}")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder of a log")
-    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not parts:
-        raise ValueError(f"{path}: expected parquet files, found none")
-    log = ds.dataset([str(part) for part in parts], format="parquet")
+    log = _open(path)
     if column not in log.schema.names or not pa.types.is_integer(log.schema.field(column).type):
         raise ValueError(
             f"{path}: expected an integer column {column!r}, found {', '.join(log.schema.names)}"
@@ -68,3 +68,12 @@ def count_exposures(
     if unknown:
         logger.warning("%s: %d impressions are of items without embedding", path, unknown)
     return counts
+
+
+def _open(path: Path) -> ds.Dataset:
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder of a log")
+    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not parts:
+        raise ValueError(f"{path}: expected parquet files, found none")
+    return ds.dataset([str(part) for part in parts], format="parquet")

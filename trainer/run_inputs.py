@@ -56,22 +56,23 @@ def load_tokens(experiment: Experiment) -> TokenArtifact | None:
         return None
     artifact = TokenArtifact.load(config.folder)
     _check_settings(config, artifact)
-    made = artifact.manifest.get("embeddings", {})
-    if made.get("log_rows", 0):
+    manifest = artifact.manifest
+    # Of embeddings, of the exposures that mem-tokens follow, and of embeddings of new items.
+    known = max(one.get("log_rows", 0) for one in (manifest.get("embeddings", {}), manifest))
+    if known:
         dataset = Dataset.open(experiment.data.folder, experiment.data.schema)
-        _check_known_rows(config.folder, made, experiment, dataset)
+        _check_known_rows(config.folder, known, experiment, dataset)
     return artifact
 
 
 def _check_known_rows(
-    source: Path, made: Mapping[str, Any], experiment: Experiment, dataset: Dataset
+    source: Path, known_rows: int, experiment: Experiment, dataset: Dataset
 ) -> None:
     """Embeddings that know clicks of the evaluation would make it look better than it is."""
-    known_rows = made.get("log_rows", 0)
     train_rows = dataset.split(experiment.data.split).train.stop
     if known_rows > train_rows:
         raise ValueError(
-            f"{source}: its embeddings were made with the first {known_rows} rows of "
+            f"{source}: was made with the first {known_rows} rows of "
             f"the log, but the experiment trains on {train_rows}, so it would be evaluated on "
             "rows that its tokens know; name another folder for tokens and embeddings"
         )
@@ -88,7 +89,7 @@ def check_item_embeddings(
     if item.embeddings is None:
         return
     made = read_made(item.embeddings)
-    _check_known_rows(item.embeddings, made, experiment, dataset)
+    _check_known_rows(item.embeddings, made.get("log_rows", 0), experiment, dataset)
     if isinstance(item, CoClickItemsConfig) and made.get("co_clicks") != asdict(item.co_clicks):
         raise ValueError(
             f"{item.embeddings}: was made with co-clicks {made.get('co_clicks')}, but the "

@@ -22,8 +22,8 @@ BYTES_OF_USERS = 256 << 20
 ROWS_OF_TIME = 2_000_000
 """Rows that are in memory together while they are put in order."""
 MOST_PARTS = 500
-"""Files that are open at a time; a process may have a thousand or so. Parts of logs beyond 500 times
-the above are larger."""
+"""Files that are open at a time; a process may have a thousand or so. Parts of logs that are beyond
+500 times the above are larger."""
 CHUNK_ROWS = 65_536
 
 ROW = "row"

@@ -152,12 +152,17 @@ def test_alignment_knows_the_training_rows_alone(source):
     np.testing.assert_array_equal(first.embeddings, second.embeddings)
 
 
-def test_tokens_that_know_rows_of_the_evaluation_are_refused(source):
+@pytest.mark.parametrize("of", ["embeddings", "tokens"])
+def test_tokens_that_know_rows_of_the_evaluation_are_refused(source, of):
     aligned = datasets.with_tokens(source, "aligned", alignment=ALIGNMENT)
     prepared(trm_rankmixer.experiment(aligned))
     path = aligned.tokens.folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["embeddings"]["log_rows"] += 1
+    known = manifest["embeddings"]["log_rows"]
+    (manifest["embeddings"] if of == "embeddings" else manifest)["log_rows"] = known
+    path.write_text(json.dumps(manifest))
+    load_tokens(trm_rankmixer.experiment(aligned))
+    (manifest["embeddings"] if of == "embeddings" else manifest)["log_rows"] = known + 1
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="evaluated on rows that its tokens know"):
         load_tokens(trm_rankmixer.experiment(aligned))

@@ -151,13 +151,32 @@ def test_mem_tokens_by_exposure(tmp_path, items):
     args = ["--embeddings", str(items), "--embedding-column", "vector"]
     args += ["--out", str(tmp_path / "tokens"), "--tokenizer.num-codes", "3"]
     tokenize.main([*args, "--exposures", str(tmp_path / "log")])
-    assert TokenArtifact.load(tmp_path / "tokens").manifest["mem"]["weighted"]
+    made = TokenArtifact.load(tmp_path / "tokens").manifest
+    assert made["mem"]["weighted"]
+    assert made["log_rows"] == 8  # 0.8 of ten rows
     with pytest.raises(ValueError, match="none of the 8 items occurs"):
         count_exposures(tmp_path / "log", ids + 1000)
     with pytest.raises(ValueError, match="no such file or folder"):
         count_exposures(tmp_path / "nothing", ids)
     with pytest.raises(ValueError, match="expected an integer column 'vector'"):
         count_exposures(items, ids, column="vector")
+
+
+def test_an_update_knows_the_rows_that_its_embeddings_know(tmp_path, items):
+    table = EmbeddingTable.load(items, column="vector")
+    table.save(tmp_path / "old.parquet")
+    args = ["--tokenizer.num-codes", "3", "--embeddings", str(tmp_path / "old.parquet")]
+    tokenize.main([*args, "--out", str(tmp_path / "tokens")])
+    assert "log_rows" not in TokenArtifact.load(tmp_path / "tokens").manifest
+    new = EmbeddingTable(
+        item_ids=np.append(table.item_ids, 999),
+        embeddings=np.append(table.embeddings, table.embeddings[:1], axis=0),
+        made={"log_rows": 70},
+    )
+    new.save(tmp_path / "new.parquet")
+    args = ["--embeddings", str(tmp_path / "new.parquet"), "--update", str(tmp_path / "tokens")]
+    tokenize.main([*args, "--out", str(tmp_path / "updated")])
+    assert TokenArtifact.load(tmp_path / "updated").manifest["log_rows"] == 70
 
 
 def test_mem_tokens_that_share_a_row_are_counted_from_the_rows_themselves(tmp_path, items, capsys):
