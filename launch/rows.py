@@ -32,6 +32,11 @@ def what_stands_for_an_item(experiment: Experiment) -> str:
     return "hybrid" if gen and mem else GEN_TOKEN if gen else MEM_TOKEN
 
 
+def _cost(run: RunFolder) -> dict[str, Any]:
+    """What a run says of itself at its end; nothing yet of one that goes on, or was stopped."""
+    return json.loads(run.result.read_text()) if run.result.exists() else {}
+
+
 def trained_row(
     title: str,
     tower: str,
@@ -45,31 +50,31 @@ def trained_row(
     Args:
         title: shown in the report.
         tower: readable name of the interaction architecture.
-        runs: finished run of each seed.
+        runs: run of each seed; one that is not finished has no costs yet.
         experiment: that was trained; seeds differ.
         rows: part of the log that was scored.
         predictions: name of the file of scores in each run folder.
     """
-    costs = {seed: json.loads(run.result.read_text()) for seed, run in runs.items()}
+    costs = {seed: _cost(run) for seed, run in runs.items()}
     cost = next(iter(costs.values()))
     return ReportRow(
         name=title,
         tokens=what_stands_for_an_item(experiment),
         tower=tower,
-        dense_params=cost["dense_params"],
-        sparse_params=cost["sparse_params"],
-        sparse_bytes=cost["sparse_bytes"],
-        flops_per_batch=cost["flops_per_batch"],
-        batch_size=cost["flops_batch"],
+        dense_params=cost.get("dense_params"),
+        sparse_params=cost.get("sparse_params", {}),
+        sparse_bytes=cost.get("sparse_bytes"),
+        flops_per_batch=cost.get("flops_per_batch"),
+        batch_size=cost.get("flops_batch"),
         details=_token_counts(experiment),
         runs=tuple(
             RowRun(
                 seed=seed,
                 scores=Predictions.load(run.path / predictions).aligned(rows),
                 curve=_curve(run, experiment.data.schema.labels[0]),
-                samples_per_s=costs[seed]["samples_per_s"],
-                wall_seconds=costs[seed]["train_seconds"],
-                peak_rss_bytes=costs[seed]["peak_rss_bytes"],
+                samples_per_s=costs[seed].get("samples_per_s"),
+                wall_seconds=costs[seed].get("train_seconds"),
+                peak_rss_bytes=costs[seed].get("peak_rss_bytes"),
                 sids=costs[seed].get("sids"),
             )
             for seed, run in runs.items()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,11 @@ def test_training_says_which_checkpoint_is_taken_where_it_is_not_the_last(worksp
 
 
 def test_evaluate_scores_a_part_with_the_checkpoint_that_is_asked_for(run, workspace, lines):
-    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/one", "--checkpoint", "4"]
+    """Of a run that was stopped before its end, too."""
+    stopped = workspace / "runs" / "stopped"
+    shutil.copytree(run, stopped)
+    (stopped / "result.json").unlink()
+    words = ["trm_joint.smoke", *SHORT, "--folder", "runs/stopped", "--checkpoint", "4"]
     words += ["--split", "valid", "--json", "valid.json", "--generate", "12"]
     found = farewell(workspace, "evaluate", *words)
     assert found.returncode == 0, found.stdout + found.stderr
@@ -189,8 +194,8 @@ def test_evaluate_scores_a_part_with_the_checkpoint_that_is_asked_for(run, works
     assert evaluated["valid/click_auc"] != last["valid/click_auc"]
     assert report["checkpoint"] == {"step": 4, "chosen": "asked for"}
     assert "checkpoint of step 4 (asked for)" in found.stdout
-    assert (run / "predictions_valid_step_0000000004.parquet").is_file()
-    assert not (run / "predictions_valid.parquet").exists()
+    assert (stopped / "predictions_valid_step_0000000004.parquet").is_file()
+    assert not (stopped / "predictions_valid.parquet").exists()
     assert row["metrics"]["click"]["auc"] == pytest.approx(evaluated["valid/click_auc"], abs=1e-6)
     generation = report["generation"]
     assert (generation["split"], generation["beam_width"]) == ("valid", 12)
