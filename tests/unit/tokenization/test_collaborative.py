@@ -173,7 +173,7 @@ def test_items_without_known_behaviour_teach_nothing_of_behaviour(config):
         return (network.decoder(straight) - content).square().sum(dim=1).mean() + quantization
 
     further = network(x[~cold])[0] - content_alone(x[~cold])
-    assert float(further) > 0.01
+    assert float(further.detach()) > 0.01
     torch.testing.assert_close(network(x)[0], content_alone(x) + further)
     torch.testing.assert_close(network(x[cold])[0], content_alone(x[cold]))
 
