@@ -32,7 +32,9 @@ def log_digest(folder: Path) -> bytes:
     manifest = folder / "manifest.json"
     if manifest.exists():
         return manifest.read_bytes()
-    files = [(path, path.stat()) for path in sorted(folder.rglob("*.parquet"))]
+    paths = [folder / "items.parquet", folder / "users.parquet"]
+    paths += sorted((folder / "interactions").glob("*.parquet"))
+    files = [(path, path.stat()) for path in paths if path.exists()]
     found = [(str(path.relative_to(folder)), at.st_size, at.st_mtime_ns) for path, at in files]
     return repr(found).encode()
 

@@ -104,13 +104,14 @@ def main(args: Sequence[str]) -> None:
     )
     console = result_console()
     experiment = command.experiment
-    tables, note = measured_tables(experiment)
+    batch_size = command.batch_size or experiment.train.batch_size
+    tables, note = measured_tables(experiment, batch_size)
     console.print(f"[dim]{note}[/dim]", soft_wrap=True)
     request = DryRunRequest(
         name=experiment.name,
         tables=tables,
         clusters=_clusters(command.cluster, command.nodes),
-        batch_size=command.batch_size or experiment.train.batch_size,
+        batch_size=batch_size,
         dense=dense_reserve(experiment),
         min_partition=experiment.sharding.min_partition,
         reserve=command.reserve,

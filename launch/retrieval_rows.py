@@ -149,7 +149,9 @@ class RetrievalRows:
         wanted = max(LENGTHS) + longest
         options = Retrieval(width=max(self.study.width, wanted), top=wanted)
         order = np.argsort(cases.row)
-        key = _digest(options, self.splits.test, cases.row[order].tobytes())
+        # Lists of the best checkpoint, as they were once made, are not those of the newest.
+        step = () if experiment.train.keep_best is None else ("newest",)
+        key = _digest(options, self.splits.test, cases.row[order].tobytes(), *step)
         path = run.path / f"retrieved_{key}.npz"
         if not path.exists():
             seeded = replace(experiment, train=replace(experiment.train, seed=seed))

@@ -44,7 +44,7 @@ from tokenization.base import Embeddings, TokenizerConfig
 from tokenization.collaborative import CollaborativeRQVAE, join_collaborative
 from tokenization.combinations import MEM_KINDS
 from tokenization.drift import Drift, measure_drift
-from tokenization.embedding_table import EmbeddingTable, read_items, read_made
+from tokenization.embedding_table import EmbeddingTable, read_items
 from tokenization.exposures import count_exposures, exposed_rows
 from tokenization.mem_tokens import MemTokens
 from tokenization.pairs import ClickLog, mine_co_clicks, top_neighbours
@@ -77,7 +77,10 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
         embeddings = ParquetFile(args.embeddings, column=args.embedding_column)
     elif args.update is not None:
         table = _read(args)
-        artifact = update_tokens(TokenArtifact.load(args.update), table.item_ids, table.embeddings)
+        parent = TokenArtifact.load(args.update)
+        artifact = update_tokens(parent, table.item_ids, table.embeddings)
+        if artifact.num_items > parent.num_items:
+            artifact = _with_known_rows(artifact, table.made.get("log_rows", 0))
         held, _, rows = np.intersect1d(table.item_ids, artifact.item_ids, return_indices=True)
         order = np.argsort(table.item_ids)
         own = order[np.searchsorted(table.item_ids, held, sorter=order)]
@@ -89,7 +92,9 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
     quality = measure_quality(measured, embeddings)
     if args.report is not None:
         _report(args, args.report, measured, embeddings)
-    artifact = _with_known_rows(args, artifact)
+    if args.exposures is not None:
+        known = exposed_rows(args.exposures, args.exposure_share)
+        artifact = _with_known_rows(artifact, known)
     artifact.save(args.out)
     if args.json is not None:
         _write_json(args.json, artifact, quality)
@@ -154,16 +159,12 @@ def _weights(args: TokenizeArgs, item_ids: NDArray[np.int64]) -> NDArray[np.int6
     return count_exposures(args.exposures, item_ids, share=args.exposure_share)
 
 
-def _with_known_rows(args: TokenizeArgs, artifact: TokenArtifact) -> TokenArtifact:
-    """Note the rows of a log that the tokens know by exposures, or by embeddings of an update."""
-    rows = [artifact.manifest.get("log_rows", 0)]
-    if args.exposures is not None:
-        rows.append(exposed_rows(args.exposures, args.exposure_share))
-    if args.update is not None:
-        rows.append(read_made(args.embeddings).get("log_rows", 0))
-    if not any(rows):
+def _with_known_rows(artifact: TokenArtifact, log_rows: int) -> TokenArtifact:
+    """Note rows of a log that the tokens know, beside those of the embeddings of their fit."""
+    known = max(log_rows, artifact.manifest.get("log_rows", 0))
+    if not known:
         return artifact
-    return dataclasses.replace(artifact, manifest={**artifact.manifest, "log_rows": max(rows)})
+    return dataclasses.replace(artifact, manifest={**artifact.manifest, "log_rows": known})
 
 
 def _fit_on_disk(args: TokenizeArgs) -> TokenArtifact | None:

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from trainer.metrics import Floats, Ints
 
-FEWEST_UNITS = 30
-"""Units below which draws are too much alike for an interval."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:

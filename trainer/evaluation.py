@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainer.bootstrap import FEWEST_UNITS, RankedScores, Resamples, auc_samples, sum_samples
+from trainer.bootstrap import RankedScores, Resamples, auc_samples, sum_samples
 from trainer.buckets import Bucketing, default_bucketings
 from trainer.data.schema import RowRange, Splits
 from trainer.measurement import Estimate, Measurement
@@ -35,8 +35,8 @@ class EvaluationSplit:
     Attributes:
         rows: range in the log, N rows.
         labels: task -> float64 (N,) 0 or 1.
-        user: int64 (N,) number of each row's user group in [0, U): GAUC's groups, and the units
-            that the bootstrap draws.
+        user: int64 (N,) number of each row's user group in [0, U): GAUC's groups, and, where there
+            are several, the units that the bootstrap draws.
         query: int64 (N,) number of each row's query group in [0, Q): QAUC's groups.
         query_user: int64 (Q,) user of each query, or None where a query spans several users (the
             bootstrap of QAUC then draws queries).
@@ -59,10 +59,14 @@ class EvaluationSplit:
     def drawn(self) -> Ints:
         """Unit of each row that intervals draw, int64 (N,): its user, or the row itself.
 
-        A log that does not tell users apart has one for all rows; of a handful of units every draw
-        is nearly the same, and intervals would be of no width.
+        A log that does not tell users apart has one for all rows, of which every draw is the same.
         """
-        return self.user if self.num_users >= FEWEST_UNITS else np.arange(len(self.user))
+        return self.user if self.unit == "user" else np.arange(len(self.user))
+
+    @property
+    def unit(self) -> Literal["user", "row"]:
+        """What intervals draw."""
+        return "user" if self.num_users > 1 else "row"
 
     @property
     def num_queries(self) -> int:
@@ -186,7 +190,7 @@ def _grouped(
     unit = found.group if unit_of_group is None else unit_of_group[found.group]
     won = np.bincount(unit, weights=found.auc * found.impressions, minlength=resamples.num_units)
     rows = np.bincount(unit, weights=found.impressions, minlength=resamples.num_units)
-    if resamples.num_units < FEWEST_UNITS:  # nothing to draw
+    if resamples.num_units == 1:  # every draw is the same
         return Estimate(found.value, np.full(resamples.num_resamples, np.nan))
     drawn = sum_samples(np.stack([won, rows]), resamples)
     return Estimate(found.value, _ratio(drawn[0], drawn[1]))

@@ -199,7 +199,7 @@ def build_report(
         "seeds": sorted({run.seed for row in rows for run in row.runs}),
         "machine": dict(machine or {}),
         "versions": dict(versions or {}),
-        "bootstrap": {"resamples": num_resamples, "seed": seed, "level": 0.95, "unit": "user"},
+        "bootstrap": {"resamples": num_resamples, "seed": seed, "level": 0.95, "unit": split.unit},
         "bucketings": {name: cut.title for name, cut in split.bucketings.items()},
         "rows": described,
         "pairs": [

@@ -109,8 +109,8 @@ def quality_table(report: Mapping[str, Any], task: str) -> ReportTable:
     note = (
         f"{split['stop'] - split['start']:,} {split['name']} rows of {split['users']:,} users. "
         "GAUC within users, QAUC within queries or sessions, both weighted by impressions. "
-        "95 % intervals: bootstrap over users. NE: LogLoss over the entropy of the base rate. "
-        "Cal.: predicted over observed."
+        f"95 % intervals: bootstrap over {report['bootstrap']['unit']}s. NE: LogLoss over the "
+        "entropy of the base rate. Cal.: predicted over observed."
     )
     return ReportTable(title=f"Quality: {task}", note=note, columns=columns, rows=tuple(rows))
 

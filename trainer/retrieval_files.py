@@ -96,7 +96,7 @@ class PairFeatures:
     Raises:
         DataError: on a missing column, a pair that stands twice, or an item that is unknown.
         ValueError: when the model has Type III features that are no numbers, or was trained
-            without those of some impressions.
+            without them.
     """
 
     def __init__(
@@ -107,11 +107,10 @@ class PairFeatures:
                 f"--cross: the model's cross features {', '.join(network.types.cross)} are ids; "
                 "pairs from a file can bring numbers alone, leave --cross out"
             )
-        if network.config.cross_share < 1:
-            share = f"{network.config.cross_share:.0%}"
+        if network.config.cross_share == 0:
             raise ValueError(
-                f"--cross: the model was trained with cross features of {share} of the impressions "
-                "(model.cross_share), and does not know what whole ones mean; leave --cross out"
+                "--cross: the model was trained without cross features (model.cross_share is 0), "
+                "so it does not know what they mean; leave --cross out"
             )
         self._network = network
         schema: DatasetSchema = dataset.schema

@@ -85,6 +85,7 @@ class TrainedRetriever:
         folder: of the run.
         options: see :class:`Retrieval`.
         checkpoint: which one, see :func:`~trainer.checkpoint_choice.choose`.
+        keeps_index: whether the index is read from the disk, and left there.
 
     Attributes:
         index_changes: what items.parquet did to the index on the disk, in words; None for nothing.
@@ -96,7 +97,13 @@ class TrainedRetriever:
     """
 
     def __init__(
-        self, experiment: Experiment, folder: Path, options: Retrieval, checkpoint: str = AUTO
+        self,
+        experiment: Experiment,
+        folder: Path,
+        options: Retrieval,
+        checkpoint: str = AUTO,
+        *,
+        keeps_index: bool = True,
     ) -> None:
         run = RunFolder(folder)
         ranks = start_ranks()
@@ -117,7 +124,7 @@ class TrainedRetriever:
         self.network = network
         self.sparse = unwrapped(self.trainer.parallel.model).sparse
         self.index_changes: str | None = None
-        index = self._index(options.index or folder / "index")
+        index = self._index(options.index or folder / "index" if keeps_index else None)
         self.retriever = DigRetriever(
             network,
             index,
@@ -126,9 +133,11 @@ class TrainedRetriever:
             free=options.free,
         )
 
-    def _index(self, folder: Path) -> ItemIndex:
+    def _index(self, folder: Path | None) -> ItemIndex:
         """The index of items.parquet; the one on the disk is made, or brought up to date."""
         index = build_index(self.network, self.trainer.dataset.item_ids)
+        if folder is None:
+            return index
         if folder.exists():
             before = ItemIndex.load(folder, tokens=index.tokens)
             if before.fingerprint == index.fingerprint:
@@ -285,5 +294,5 @@ def retrieve_part(
         path: file that is written.
     """
     # The newest, since a run's predictions of the test part are of its last step.
-    model = TrainedRetriever(experiment, folder, options, NEWEST)
+    model = TrainedRetriever(experiment, folder, options, NEWEST, keeps_index=False)
     model.retrieve_rows(rows, asked).save(path)

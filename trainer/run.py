@@ -85,6 +85,8 @@ class Trainer:
         self.splits = self.dataset.split(data.split)
         self.tokens = load_tokens(experiment)
         self.item_features = item_features(experiment, self.dataset, self.tokens)
+        # As they are now, when they are read: others may be made while the run goes on.
+        self._embeddings_made = embeddings_made(experiment.model.item)
         self._residual_ids = residual_ids(experiment, self.dataset, self.item_features)
         self.reader = InteractionReader(
             self.dataset,
@@ -189,7 +191,7 @@ class Trainer:
         """
         check_resumable(path, self.experiment, self.tokens)
         stored = StoredState(path)
-        check_embeddings_made(self.experiment.model.item, stored)
+        check_embeddings_made(self._embeddings_made, stored)
         check_residual_ids(self._residual_ids, stored)
         return load(path, self.parallel, self.ranks, seed=self.experiment.train.seed)
 
@@ -256,7 +258,7 @@ class Trainer:
             state={
                 "experiment": training_fingerprint(self.experiment),
                 "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
-                "item_embeddings": embeddings_made(self.experiment.model.item),
+                "item_embeddings": self._embeddings_made,
                 STATE: digest_of(self._residual_ids),
                 "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),

@@ -108,19 +108,22 @@ def embeddings_made(item: object) -> dict[str, Any] | None:
     return read_made(item.embeddings)
 
 
-def check_embeddings_made(item: object, checkpoint: StoredState) -> None:
+def check_embeddings_made(now: Mapping[str, Any] | None, checkpoint: StoredState) -> None:
     """Check that a checkpoint's encoder was trained on embeddings made in the same way.
 
+    Args:
+        now: of `embeddings_made`.
+        checkpoint: whose own are set against them, where it has some.
+
     Raises:
-        ValueError: naming file, checkpoint and both ways.
+        ValueError: naming the checkpoint and both ways.
     """
-    stored, now = checkpoint.state.get("item_embeddings"), embeddings_made(item)
+    stored = checkpoint.state.get("item_embeddings")
     if stored is not None and now is not None and stored != now:
-        assert isinstance(item, LearnedTokensConfig)
         raise ValueError(
-            f"{item.embeddings}: made with {now}, but {checkpoint.path} was trained on embeddings "
-            f"made with {stored}; make them again in that way, with `farewell embed` (--align-rows "
-            "for as many rows of the log)"
+            f"model.item.embeddings: made with {now}, but {checkpoint.path} was trained on "
+            f"embeddings made with {stored}; make them again in that way, with `farewell embed` "
+            "(--align-rows for as many rows of the log)"
         )
 
 

@@ -12,9 +12,9 @@ from trainer.experiment import TokensConfig
 class SASRecTokensConfig(TokensConfig):
     """As `TokensConfig`, with a SASRec in the place of texts (STORE section 3.1.4).
 
-    It is trained on the training rows alone, on those whose first label is positive. Items without
-    such a row get the mean of the others' embeddings: nothing is known of them, so they share
-    their tokens.
+    It is trained on the training rows alone, on those whose first label is positive. Items that
+    no sequence holds which it reads get the mean of the others' embeddings: nothing is known of
+    them, so they share their tokens.
 
     Args:
         sasrec: settings of its training.

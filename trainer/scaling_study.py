@@ -184,7 +184,7 @@ def build_scaling_report(
         "samples": baseline.samples,
         "machine": dict(machine or {}),
         "versions": dict(versions or {}),
-        "bootstrap": {"resamples": num_resamples, "level": 0.95, "unit": "user"},
+        "bootstrap": {"resamples": num_resamples, "level": 0.95, "unit": split.unit},
         "question": list(study.question),
         "baseline": {
             "dense_params": baseline.dense_params,

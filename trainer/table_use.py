@@ -15,11 +15,16 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.run_inputs import FLOPS_BATCH, item_features, last_batch, load_tokens
 
 
-def measured_tables(experiment: Experiment) -> tuple[tuple[TableSpec, ...], str]:
+def measured_tables(experiment: Experiment, batch_size: int) -> tuple[tuple[TableSpec, ...], str]:
     """The tables with ids per impression as the log has them, and a note on where they are from.
 
     Tables that state their own `pooling_factors` keep them. Item tables are read once for each
-    distinct item of a batch, so their factor is that of a batch of 4,096 impressions.
+    distinct item of a batch, so their factor is that of a batch of 4,096 impressions. SID
+    embeddings of a model that learns its tokens are read whole in each step.
+
+    Args:
+        experiment: whose tables they are.
+        batch_size: impressions per rank and step that are planned for.
     """
     missing = [
         str(path)
@@ -44,7 +49,7 @@ def measured_tables(experiment: Experiment) -> tuple[tuple[TableSpec, ...], str]
     if isinstance(experiment.model.item, LearnedTokensConfig):
         # Codes are chosen inside the network, so every row is looked up in each step.
         for table in experiment.item_tables.values():
-            factors |= dict.fromkeys(table.features, table.rows / batch.batch_size)
+            factors |= dict.fromkeys(table.features, table.rows / batch_size)
     tables = tuple(
         table
         if table.pooling_factors is not None

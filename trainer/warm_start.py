@@ -37,7 +37,7 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill_rows, kind_misfit, misfit
 from trainer.residual_ids import STATE, digest_of
-from trainer.run_inputs import check_embeddings_made
+from trainer.run_inputs import check_embeddings_made, embeddings_made
 from trainer.state_parts import Box, Part, fused_kernels, parts_of
 from trainer.stored_state import MANIFEST, StoredState, StoredTensor
 
@@ -149,8 +149,6 @@ def warm_start(
     """
     source = open_checkpoint(_find(config.checkpoint), ranks)
     choice = _Choice(config, experiment, tokens, source, ranks.world_size, residual_ids)
-    if config.parts != "tables":
-        check_embeddings_made(experiment.model.item, source)
     if config.optimizer_state:
         make_room(parallel, source.tensors)
     parts = parts_of(parallel)
@@ -216,6 +214,7 @@ class _Choice:
         item = experiment.model.item
         self._learned = item if isinstance(item, LearnedTokensConfig) else None
         self._other_encoder: str | None = None
+        self._embeddings_made = embeddings_made(item)
         self._same_vocabulary = (
             tokens is not None and source.state.get("vocabulary") == tokens.vocabulary_fingerprint
         )
@@ -238,6 +237,11 @@ class _Choice:
 
     def look_at_encoder(self, parts: Sequence[Part]) -> None:
         """A tokenizer inside the model is taken over as a whole, or begins anew."""
+        try:
+            check_embeddings_made(self._embeddings_made, self._source)
+        except ValueError as error:
+            self._other_encoder = str(error)
+            return
         for part in parts:
             if part.name.startswith("network/encoder.") and "/state/" not in part.name:
                 found = self.outcome(part)

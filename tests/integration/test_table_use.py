@@ -10,19 +10,19 @@ from trainer.table_use import dense_reserve, measured_tables
 
 
 def test_every_row_of_sid_embeddings_is_read_each_step(dig_experiment):
-    tables, note = measured_tables(dig_experiment)
+    tables, note = measured_tables(dig_experiment, 512)
     assert note == f"ids per impression from {FLOPS_BATCH:,} impressions of the log"
     sids = [table for table in tables if table.role == "gen_token"]
     assert len(sids) == len(dig_experiment.model.item.field_names)
     for table in sids:
-        assert table.pooling_factors == (table.rows / FLOPS_BATCH,)
+        assert table.pooling_factors == (table.rows / 512,)
     by_name = {table.name: table for table in tables}
     assert by_name["user_id"].pooling_factors == (1.0,)
     assert isinstance(dense_reserve(dig_experiment), DenseReserve)
 
 
 def test_item_tables_are_read_once_for_each_item_of_a_batch(smoke):
-    tables, _ = measured_tables(smoke)
+    tables, _ = measured_tables(smoke, 512)
     dataset = Dataset.open(smoke.data.folder, smoke.data.schema)
     train = dataset.split(smoke.data.split).train
     item, history = dataset.schema.item, [one.name for one in dataset.schema.histories]

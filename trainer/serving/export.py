@@ -30,7 +30,7 @@ from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.residual_ids import check_residual_ids
 from trainer.run_folder import RunFolder, package_versions
-from trainer.run_inputs import check_embeddings_made
+from trainer.run_inputs import check_embeddings_made, embeddings_made
 from trainer.serving.description import ModelDescription, known_classes, restored
 from trainer.serving.encoded_items import encoded_items, ranking_weights
 from trainer.serving.folder import (
@@ -273,7 +273,7 @@ def _encoded(run: TrainedRun, config: LearnedTokensConfig, weights: Mapping[str,
     """e_v of every item of the log."""
     if config.embeddings is not None:  # a checkpoint has it as text
         config = replace(config, embeddings=Path(config.embeddings))
-        check_embeddings_made(config, run.source)
+        check_embeddings_made(embeddings_made(config), run.source)
     return encoded_items(config, weights, read_static_features(run.dataset(), config))
 
 

@@ -68,6 +68,9 @@ def test_a_log_of_another_hand_is_known_by_its_files(tmp_path, experiment):
     path.write_bytes(b"abc")
     before = log_digest(experiment.data.folder)
     assert log_digest(experiment.data.folder) == before
+    (experiment.data.folder / "tokens").mkdir()  # made of the log, not a part of it
+    (experiment.data.folder / "tokens" / "tokens.parquet").write_bytes(b"abc")
+    assert log_digest(experiment.data.folder) == before
     path.write_bytes(b"abd")  # as long
     os.utime(path, ns=(0, 0))
     assert log_digest(experiment.data.folder) != before

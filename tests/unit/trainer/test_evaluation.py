@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,21 +83,38 @@ def test_queries_that_span_users_are_drawn_themselves():
 def test_a_log_that_tells_no_users_apart_draws_rows():
     split, scores, user, _ = make_split()
     other = {task: np.random.default_rng(9).random(ROWS) for task in scores}
-    for num_users in (1, 29):
-        few = EvaluationSplit.from_ids(
-            rows=split.rows, labels=split.labels, user_ids=user % num_users, query_ids=user
-        )
-        found = [measure(one, few, num_resamples=200) for one in (scores, other)]
-        low, high = found[1].metrics["like"]["auc"].ci
-        assert high - low > 0.05  # an AUC of noise over 400 rows
-        assert low < 0.5 < high
-        assert np.isnan(found[0].metrics["like"]["gauc"].ci).all()
-        samples = found[0].metrics["like"]["auc"].samples
-        assert len(np.unique(samples)) > 100
-        rows = next(iter(Resamples(num_units=ROWS, num_resamples=1)))
-        weights = np.repeat(np.arange(ROWS), rows.astype(int))
-        expected = auc(split.labels["like"][weights], scores["like"][weights])
-        assert samples[0] == pytest.approx(expected)
+    one = EvaluationSplit.from_ids(
+        rows=split.rows, labels=split.labels, user_ids=0 * user, query_ids=user
+    )
+    assert (one.unit, split.unit) == ("row", "user")
+    found = [measure(given, one, num_resamples=200) for given in (scores, other)]
+    low, high = found[1].metrics["like"]["auc"].ci
+    assert high - low > 0.05  # an AUC of noise over 400 rows
+    assert low < 0.5 < high
+    assert np.isnan(found[0].metrics["like"]["gauc"].ci).all()
+    samples = found[0].metrics["like"]["auc"].samples
+    rows = next(iter(Resamples(num_units=ROWS, num_resamples=1)))
+    weights = np.repeat(np.arange(ROWS), rows.astype(int))
+    expected = auc(split.labels["like"][weights], scores["like"][weights])
+    assert samples[0] == pytest.approx(expected)
+
+
+def test_few_users_are_drawn_as_users():
+    """Rows of a user depend on each other: drawn alone, they would say too much."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(8), 50)
+    labels = rng.random(ROWS) < np.repeat(rng.random(8), 50)
+    split = EvaluationSplit.from_ids(
+        rows=RowRange(0, ROWS), labels={"like": labels}, user_ids=user, query_ids=user
+    )
+    scores = {"like": np.clip(0.5 * np.repeat(rng.random(8), 50) + 0.4 * rng.random(ROWS), 0, 1)}
+    by_rows = replace(split, user=np.arange(ROWS), query_user=None)
+    widths = [
+        np.ptp(measure(scores, one, num_resamples=200).metrics["like"]["auc"].ci)
+        for one in (split, by_rows)
+    ]
+    assert split.unit == "user"
+    assert widths[0] > 2 * widths[1]
 
 
 def test_buckets_partition_the_rows_and_hold_their_own_auc():

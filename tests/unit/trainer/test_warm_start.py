@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from configs import datasets, dig, migration
 from tests.unit.trainer.stored_checkpoint import whole, write_checkpoint
+from tokenization.embedding_table import EmbeddingTable
 from trainer.state_parts import Box, Part
 from trainer.stored_state import StoredState
 from trainer.warm_start import WarmStart, _Choice
@@ -157,3 +159,25 @@ def test_a_tokenizer_is_taken_as_a_whole_or_not_at_all(tmp_path):
         assert {one.outcome for one in found.values()} == {outcome}
         if outcome == "new":
             assert all("encoder.text.weight" in one.why for one in found.values())
+
+
+def test_a_tokenizer_of_other_embeddings_begins_anew_and_the_rest_is_taken(tmp_path):
+    smoke = dig.smoke()
+    path = tmp_path / "item_embeddings.parquet"
+    item = replace(smoke.model.item, embeddings=path, embedding_column=None)
+    experiment = replace(smoke, model=replace(smoke.model, item=item))
+    embeddings = np.ones((3, 32), np.float32)
+    for made, outcome in (({"encoder": "a"}, "taken"), ({"encoder": "b"}, "new")):
+        EmbeddingTable(item_ids=np.arange(3), embeddings=embeddings, made=made).save(path)
+        names = ("network/encoder.norm.weight/value", "network/tower.blocks.0.weight/value")
+        source = write_checkpoint(
+            tmp_path / made["encoder"] / "step_0000000001",
+            {name: whole(torch.ones(32)) for name in names},
+            state={"item_embeddings": {"encoder": "a"}},
+        )
+        chosen = _Choice(WarmStart(checkpoint=source), experiment, None, StoredState(source), 1)
+        parts = [Part(name, (32,), Box.whole((32,)), torch.zeros(32)) for name in names]
+        chosen.look_at_encoder(parts)
+        found = [chosen.outcome(part) for part in parts]
+        assert [one.outcome for one in found] == [outcome, "taken"]
+        assert ("trained on embeddings made with" in found[0].why) == (outcome == "new")
