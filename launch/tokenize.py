@@ -77,6 +77,11 @@ def tokenize(args: TokenizeArgs) -> tuple[TokenArtifact, TokenQuality] | None:
         embeddings = ParquetFile(args.embeddings, column=args.embedding_column)
     elif args.update is not None:
         table = _read(args)
+        if args.exposures is not None:
+            raise ValueError(
+                "--exposures has no effect with --update: mem-tokens are those of the artifact "
+                "that is updated; leave it out"
+            )
         parent = TokenArtifact.load(args.update)
         artifact = update_tokens(parent, table.item_ids, table.embeddings)
         if artifact.num_items > parent.num_items:

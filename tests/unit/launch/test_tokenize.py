@@ -177,6 +177,8 @@ def test_an_update_knows_the_rows_that_its_embeddings_know(tmp_path, items):
     args = ["--embeddings", str(tmp_path / "new.parquet"), "--update", str(tmp_path / "tokens")]
     tokenize.main([*args, "--out", str(tmp_path / "updated")])
     assert TokenArtifact.load(tmp_path / "updated").manifest["log_rows"] == 70
+    with pytest.raises(ValueError, match="--exposures has no effect with --update"):
+        tokenize.tokenize(tokenize.parse([*args, "--out", "x", "--exposures", str(tmp_path)]))
 
 
 def test_mem_tokens_that_share_a_row_are_counted_from_the_rows_themselves(tmp_path, items, capsys):
