@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
@@ -47,6 +48,12 @@ def item_embeddings_digest(item: object) -> bytes:
     path = item.embeddings if isinstance(item, LearnedTokensConfig) else None
     if path is None or not path.is_file():
         return b""
+    return _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@lru_cache
+def _file_digest(path: Path, time: int, size: int) -> bytes:
+    """Of a file as it is at this time, read once for all that ask."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

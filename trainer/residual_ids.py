@@ -18,7 +18,7 @@ from trainer.modules.hybrid_tokens import ITEM_ID
 from trainer.modules.parallel_tokens import TokenItemConfig
 from trainer.stored_state import StoredState
 
-STATE = "residual_ids"
+RESIDUAL_IDS = "residual_ids"
 """Name in a checkpoint's state."""
 
 
@@ -48,7 +48,7 @@ def check_residual_ids(ids: NDArray[np.int64] | None, checkpoint: StoredState) -
     Raises:
         ValueError: when they don't.
     """
-    stored, now = checkpoint.state.get(STATE), digest_of(ids)
+    stored, now = checkpoint.state.get(RESIDUAL_IDS), digest_of(ids)
     if stored is not None and now is not None and stored != now:
         raise ValueError(
             f"{checkpoint.path}: its rows of item IDs belong to the items with most impressions of "

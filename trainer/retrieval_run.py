@@ -124,7 +124,7 @@ class TrainedRetriever:
         self.network = network
         self.sparse = unwrapped(self.trainer.parallel.model).sparse
         self.index_changes: str | None = None
-        index = self._index(options.index or folder / "index" if keeps_index else None)
+        index = self._index((options.index or folder / "index") if keeps_index else None)
         self.retriever = DigRetriever(
             network,
             index,

@@ -28,7 +28,7 @@ from trainer.experiment import Experiment
 from trainer.parallelize import ParallelModel
 from trainer.pipeline import RankingPipeline
 from trainer.predictions import Predictions
-from trainer.residual_ids import STATE, check_residual_ids, digest_of, residual_ids
+from trainer.residual_ids import RESIDUAL_IDS, check_residual_ids, digest_of, residual_ids
 from trainer.resumption import check_resumable, training_fingerprint
 from trainer.run_cost import Clock, peak_memory_bytes, run_cost
 from trainer.run_folder import RunFolder, write_json
@@ -85,8 +85,6 @@ class Trainer:
         self.splits = self.dataset.split(data.split)
         self.tokens = load_tokens(experiment)
         self.item_features = item_features(experiment, self.dataset, self.tokens)
-        # As they are now, when they are read: others may be made while the run goes on.
-        self._embeddings_made = embeddings_made(experiment.model.item)
         self._residual_ids = residual_ids(experiment, self.dataset, self.item_features)
         self.reader = InteractionReader(
             self.dataset,
@@ -106,6 +104,8 @@ class Trainer:
             self.num_steps = min(self.num_steps, train_config.max_steps)
         self.precision = resolve_precision(experiment, ranks)
         self.parallel = self._build()
+        # As they are when they are read: others may be made while the run goes on.
+        self._embeddings_made = embeddings_made(experiment.model.item)
         self.checkpoints = Checkpoints(run.checkpoints)
         self.writer = CheckpointWriter(
             self.checkpoints,
@@ -259,7 +259,7 @@ class Trainer:
                 "experiment": training_fingerprint(self.experiment),
                 "vocabulary": self.tokens.vocabulary_fingerprint if self.tokens else None,
                 "item_embeddings": self._embeddings_made,
-                STATE: digest_of(self._residual_ids),
+                RESIDUAL_IDS: digest_of(self._residual_ids),
                 "schedule": {"num_steps": self.num_steps},
                 "reader": self.reader.state_dict(),
                 "clock": {"seconds": self.clock.seconds, "samples": self.clock.samples},

@@ -36,7 +36,7 @@ from trainer.modules.hybrid_tokens import ITEM_ID
 from trainer.modules.learned_tokens import LearnedTokensConfig
 from trainer.parallelize import ParallelModel, unwrapped
 from trainer.reshard import fill_rows, kind_misfit, misfit
-from trainer.residual_ids import STATE, digest_of
+from trainer.residual_ids import RESIDUAL_IDS, digest_of
 from trainer.run_inputs import check_embeddings_made, embeddings_made
 from trainer.state_parts import Box, Part, fused_kernels, parts_of
 from trainer.stored_state import MANIFEST, StoredState, StoredTensor
@@ -333,7 +333,7 @@ class _Choice:
             return Taken(part.name, "remapped", why)
         if table.role in _TOKEN_ROLES and (why := self._other_tokens()) is not None:
             return Taken(part.name, "new", why)
-        kept = self._source.state.get(STATE)
+        kept = self._source.state.get(RESIDUAL_IDS)
         if ITEM_ID in table.features and kept is not None and kept != self._residual_ids:
             why = "its rows belong to the items with most impressions of another training part"
             return Taken(part.name, "new", why)

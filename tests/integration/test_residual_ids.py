@@ -10,7 +10,7 @@ from configs import datasets, migration
 from tests.unit.trainer.stored_checkpoint import whole, write_checkpoint
 from trainer.data.dataset import Dataset
 from trainer.data.schema import GlobalTimeSplit
-from trainer.residual_ids import STATE, check_residual_ids, digest_of, residual_ids
+from trainer.residual_ids import RESIDUAL_IDS, check_residual_ids, digest_of, residual_ids
 from trainer.run_inputs import item_features, load_tokens
 from trainer.state_parts import Box, Part
 from trainer.stored_state import StoredState
@@ -54,7 +54,7 @@ def test_another_training_part_is_refused_and_not_taken_over(experiment, tmp_pat
     path = write_checkpoint(
         tmp_path / "step_0000000001",
         {name: whole(torch.ones(shape))},
-        state={STATE: digest_of(before)},
+        state={RESIDUAL_IDS: digest_of(before)},
     )
     check_residual_ids(before, StoredState(path))
     with pytest.raises(ValueError, match="another training part than the log has now"):

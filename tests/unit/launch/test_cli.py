@@ -61,6 +61,9 @@ def test_value_of_the_wrong_type_is_refused(farewell):
     assert "Traceback" not in out + err
 
 
+RETRIEVE = ["retrieve", "dig.smoke", "--folder", "runs/none"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -75,6 +78,16 @@ def test_value_of_the_wrong_type_is_refused(farewell):
         (["compare", "dlrm_id.smoke"], "type Experiment, expected Comparison"),
         (["compare", "id_vs_tokens.smoke"], "data/smoke"),
         (["evaluate", "dlrm_id.smoke", "--folder", "runs/none"], "no complete checkpoint"),
+        (RETRIEVE, "expected exactly one of --users and --split"),
+        ([*RETRIEVE, "--users", "u", "--split", "test"], "exactly one of --users and --split"),
+        ([*RETRIEVE, "--users", "u"], "--users and --out go together"),
+        ([*RETRIEVE, "--split", "test", "--out", "o"], "--users and --out go together"),
+        ([*RETRIEVE, "--split", "test", "--cross", "c"], "--cross has no effect without --users"),
+        ([*RETRIEVE, "--users", "u", "--out", "o", "--json", "j"], "--json has no effect without"),
+        ([*RETRIEVE, "--users", "u", "--out", "o"], "u: no such file"),
+        ([*RETRIEVE, "--split", "test"], "runs/none: no such run folder"),
+        ([*RETRIEVE, "--split", "test", "--width", "0"], "--width is 0"),
+        ([*RETRIEVE, "--split", "test", "--top", "60"], "--width is 50 and --top 60"),
     ],
 )
 def test_what_is_wrong_is_one_message_and_a_failing_exit(farewell, words, message):

@@ -128,22 +128,16 @@ def test_wide_ids_stay_what_they_are():
     assert narrow["history"].type.value_type == pa.int32()
 
 
+def without_genres():
+    no_genres = Ragged.from_lengths(np.zeros(0, int), np.zeros(4, dtype=int))
+    return CausalFeatures(num_users=2, item_genres=no_genres, num_genres=1, config=CONFIG)
+
+
 def test_positions_beyond_int32_are_held(monkeypatch):
-    lengths = np.zeros(4, dtype=int)
-    few = CausalFeatures(
-        num_users=2,
-        item_genres=Ragged.from_lengths(np.zeros(0, int), lengths),
-        num_genres=1,
-        config=CONFIG,
-    )
+    few = without_genres()
     assert few._ring.dtype == np.int32
     monkeypatch.setattr("trainer.data.causal.MOST_NARROW", 3)
-    wide = CausalFeatures(
-        num_users=2,
-        item_genres=Ragged.from_lengths(np.zeros(0, int), lengths),
-        num_genres=1,
-        config=CONFIG,
-    )
+    wide = without_genres()
     assert wide._ring.dtype == np.int64
     log = {
         "users": np.zeros(3, int),
